@@ -1,0 +1,84 @@
+"""streamseq: train sequence models on sequences that do not fit in memory.
+
+Importing the package is cheap: torch, zarr, pyarrow and dask are imported when a name that needs them is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from streamseq._version import __version__
+from streamseq.core import splits
+from streamseq.core.errors import (
+    ContinuityError,
+    CorruptionError,
+    PlanError,
+    ResumeError,
+    StoreError,
+    StreamseqError,
+    VersionConflictError,
+)
+from streamseq.core.fields import Field
+from streamseq.core.tokens import StateToken
+
+if TYPE_CHECKING:
+    from streamseq.data.carry import Carry
+    from streamseq.data.dataset import StreamDataset
+    from streamseq.data.loader import StreamLoader
+    from streamseq.data.window import Window
+    from streamseq.etl.job import ingest
+    from streamseq.storage.memory import from_arrays
+    from streamseq.storage.store import append, create, open
+    from streamseq.tbptt.engine import TBPTT
+
+_LAZY = {
+    "Carry": "streamseq.data.carry",
+    "StreamDataset": "streamseq.data.dataset",
+    "StreamLoader": "streamseq.data.loader",
+    "TBPTT": "streamseq.tbptt.engine",
+    "Window": "streamseq.data.window",
+    "append": "streamseq.storage.store",
+    "create": "streamseq.storage.store",
+    "from_arrays": "streamseq.storage.memory",
+    "ingest": "streamseq.etl.job",
+    "open": "streamseq.storage.store",
+}
+
+__all__ = [
+    "TBPTT",
+    "Carry",
+    "ContinuityError",
+    "CorruptionError",
+    "Field",
+    "PlanError",
+    "ResumeError",
+    "StateToken",
+    "StoreError",
+    "StreamDataset",
+    "StreamLoader",
+    "StreamseqError",
+    "VersionConflictError",
+    "Window",
+    "__version__",
+    "append",
+    "create",
+    "from_arrays",
+    "ingest",
+    "open",
+    "splits",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    if name in ("etl", "training"):
+        return import_module(f"streamseq.{name}")
+    raise AttributeError(f"module 'streamseq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "etl", "training"])

@@ -1,0 +1,1 @@
+"""Streams: windows, datasets, loaders and the carried state, on torch."""

@@ -1,0 +1,1 @@
+"""The TBPTT(k1, k2) engine."""
