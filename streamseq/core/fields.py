@@ -76,7 +76,7 @@ def check_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
                 f"a field's name is a letter or _ and up to 63 letters, digits, _ or -, got {name!r}: rename it"
             )
         if not isinstance(field, Field):
-            raise TypeError(f"field {name!r} is a streamseq.Field, got {type(field).__name__}: use ss.Field(dtype, shape)")
+            raise TypeError(f"field {name!r} is an ss.Field, got {type(field).__name__}: use ss.Field(dtype, shape)")
     return dict(fields)
 
 

@@ -1,0 +1,315 @@
+"""The plan: pure arithmetic that says what each lane of each window holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamseq.core.errors import PlanError
+from streamseq.core.layout import cut_evenly, fill_lanes
+from streamseq.core.selection import Selection
+from streamseq.core.shuffle import shuffled_order
+from streamseq.core.splits import AsIs, Naive, Split
+
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+LAYOUTS = ("sequences", "even")
+TAILS = ("pad", "drop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """What decides a plan, beside the lengths of the sequences.
+
+    Args:
+        lanes: Number of lanes B, over all ranks.
+        window: Timesteps K of a window; None with `AsIs`, whose windows are as long as their longest sequence.
+        split: `Naive()` or `AsIs()`.
+        layout: "sequences" gives whole sequences to lanes; "even" cuts the data, end to end, into B equal runs.
+        tail: "pad" emits what is left of a sequence after its last whole window with padding; "drop" leaves it out.
+        shuffle: Whether the order of the sequences is random, another one in each epoch.
+        seed: Of the shuffling.
+        run: Timesteps of neighbouring sequences that shuffling keeps together, about those of a chunk of storage.
+
+    Raises:
+        TypeError: A number is not an integer.
+        ValueError: An argument is out of range, or does not go with the split.
+    """
+
+    lanes: int
+    window: int | None
+    split: Split = field(default_factory=Naive)
+    layout: str = "sequences"
+    tail: str = "pad"
+    shuffle: bool = False
+    seed: int = 0
+    run: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.split, AsIs | Naive):
+            raise TypeError(f"split is ss.splits.Naive() or ss.splits.AsIs(), got {self.split!r}")
+        if isinstance(self.split, AsIs):
+            if self.window is not None:
+                raise ValueError(f"AsIs() makes each sequence one window, got window={self.window}: pass window=None")
+        elif self.window is None:
+            raise ValueError("Naive() cuts windows of a given length, got window=None: pass window=256 or the like")
+        else:
+            _at_least_one("window", self.window)
+        _at_least_one("lanes", self.lanes)
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if self.tail not in TAILS:
+            raise ValueError(f"tail is one of {', '.join(TAILS)}, got {self.tail!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
+            raise TypeError(f"seed is an integer, got {self.seed!r}")
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} is at least 1, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cells:
+    """What some lanes hold in some windows: W windows by B lanes.
+
+    Args:
+        sequence: int64 [W, B], index of the sequence, -1 where the lane is idle.
+        start, stop: int64 [W, B], positions in the sequence; both 0 where the lane is idle.
+        reset: bool [W, B], whether the state before the window is the initial one.
+        final: bool [W, B], whether the lane's state ends with the window.
+        piece: int64 [W, B], a number that differs between the pieces that lanes hold one after the other.
+        low, high: int64 [W, B], the span that was chosen of the sequence: no datum outside it may be shown.
+    """
+
+    sequence: Int64
+    start: Int64
+    stop: Int64
+    reset: Bool
+    final: Bool
+    piece: Int64
+    low: Int64
+    high: Int64
+
+
+class Plan:
+    """The layout of chosen spans on lanes and the cut into windows, for one epoch.
+
+    A lane holds *pieces* one after the other: whole spans, or with the even layout also parts of them. A piece is
+    cut into windows from its own start on, so that no window spans two pieces. Finding a window takes one binary
+    search a lane; memory is at most 16 bytes a piece beside the lengths.
+
+    Args:
+        selection: What to lay out.
+        settings: How.
+        contents: The fingerprint of the store that the lengths come from.
+        epoch: Decides the order when shuffling.
+
+    Raises:
+        PlanError: No timestep was chosen, or not one whole window with tail="drop".
+
+    Example:
+        >>> from streamseq.core.selection import select_all
+        >>> plan = Plan(select_all(np.array([5, 4])), PlanSettings(lanes=2, window=4), contents="", epoch=0)
+        >>> plan.num_windows
+        2
+        >>> plan.cells(np.array([1]), 0, 2).sequence.tolist()
+        [[0, -1]]
+    """
+
+    def __init__(self, selection: Selection, settings: PlanSettings, *, contents: str, epoch: int) -> None:
+        self.selection = selection
+        self.settings = settings
+        self.contents = contents
+        self.epoch = epoch
+        self._total = int(selection.lengths.sum())
+        if not self._total:
+            raise PlanError(f"a plan needs at least one timestep, got {len(selection)} sequences of length 0")
+        if settings.layout == "even":
+            self._lay_out_evenly()
+        else:
+            self._lay_out_whole()
+        self._cut_into_windows()
+
+    def _order(self) -> Int64:
+        if not self.settings.shuffle:
+            return np.arange(len(self.selection), dtype=np.int64)
+        return shuffled_order(self.selection.lengths, self.settings.run, int(self.settings.seed), self.epoch)
+
+    def _lay_out_whole(self) -> None:
+        lengths, lanes = self.selection.lengths, int(self.settings.lanes)
+        rows = self._order()
+        if isinstance(self.settings.split, AsIs):
+            rows = rows[lengths[rows] > 0]
+            lane = np.arange(len(rows)) % lanes
+        else:
+            lane = fill_lanes(lengths[rows], lanes)
+        order = np.argsort(lane.astype(np.int32), kind="stable")
+        self._rows = rows[order]
+        self._first = np.concatenate([[0], np.cumsum(np.bincount(lane, minlength=lanes))])
+        self._skip = np.zeros(lanes, np.int64)
+        self._cut = np.zeros(lanes, np.int64)
+
+    def _lay_out_evenly(self) -> None:
+        """Lane b holds timesteps `[borders[b], borders[b+1])` of the sequences laid end to end."""
+        lanes = int(self.settings.lanes)
+        rows = self._order()
+        rows = rows[self.selection.lengths[rows] > 0]
+        ends = np.cumsum(self.selection.lengths[rows])
+        borders = cut_evenly(self._total, lanes)
+        low = np.searchsorted(ends, borders[:-1], "right")
+        high = np.where(borders[1:] > borders[:-1], np.searchsorted(ends, borders[1:], "left") + 1, low)
+        self._first = np.concatenate([[0], np.cumsum(high - low)])
+        at = np.arange(self._first[-1]) - np.repeat(self._first[:-1] - low, high - low)
+        self._rows = rows[at]
+        # How much of a lane's first span lies in the lane before it, and of its last span in the lane after it.
+        begins = ends - self.selection.lengths[rows]
+        held = high > low
+        self._skip = np.where(held, borders[:-1] - begins[np.minimum(low, len(rows) - 1)], 0)
+        self._cut = np.where(held, ends[np.maximum(high, 1) - 1] - borders[1:], 0)
+
+    def _piece_lengths(self) -> Int64:
+        lengths = self.selection.lengths[self._rows]
+        held = self._first[1:] > self._first[:-1]
+        lengths[self._first[:-1][held]] -= self._skip[held]
+        lengths[self._first[1:][held] - 1] -= self._cut[held]
+        return lengths
+
+    def _cut_into_windows(self) -> None:
+        lengths = self._piece_lengths()
+        lanes = int(self.settings.lanes)
+        window = self.settings.window
+        if window is None:
+            windows = np.ones(len(lengths), np.int64)
+        elif self.settings.tail == "drop":
+            windows = lengths // window
+        else:
+            windows = -(-lengths // window)
+        kept = windows > 0
+        lane = np.repeat(np.arange(lanes), np.diff(self._first))
+        if not kept.all():
+            self._keep(kept, lane)
+            lengths, windows, lane = lengths[kept], windows[kept], lane[kept]
+        if window is not None and self.settings.tail == "drop":
+            lengths = np.minimum(lengths, windows * window)
+        #: Timesteps of the longest piece that is emitted.
+        self.longest = int(lengths.max(initial=0))
+        #: Timesteps that the epoch emits.
+        self.num_timesteps = int(lengths.sum())
+        #: Timesteps that were chosen and are not emitted (tail="drop").
+        self.left_out = self._total - self.num_timesteps
+        before = np.cumsum(windows) - windows
+        lane_windows = np.bincount(lane, windows, lanes).astype(np.int64)
+        self._lane_windows = lane_windows
+        #: Windows of the epoch.
+        self.num_windows = int(lane_windows.max(initial=0))
+        if not self.num_windows:
+            raise PlanError(
+                f'tail="drop" emits whole windows only, and no sequence has window={window} timesteps: '
+                'take a shorter window or tail="pad"'
+            )
+        # Lane and first window of each piece in one ascending number, so that one search finds a piece on any lane.
+        stride = self.num_windows + 1
+        first_window = before - np.repeat(np.cumsum(lane_windows) - lane_windows, np.diff(self._first))
+        self._keys = lane * stride + first_window
+        if len(self.selection) < 2**31:
+            self._rows = self._rows.astype(np.int32)
+
+    def _keep(self, kept: Bool, lane: Int64) -> None:
+        """Leave out pieces that emit nothing; a border cuts the lane's first or last piece only if that one is kept."""
+        first, last = self._first[:-1], self._first[1:] - 1
+        held = last >= first
+        self._skip = np.where(held & kept[np.minimum(first, len(kept) - 1)], self._skip, 0)
+        self._cut = np.where(held & kept[np.maximum(last, 0)], self._cut, 0)
+        self._rows = self._rows[kept]
+        counts = np.bincount(lane[kept], minlength=len(first))
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+
+    def cells(self, steps: Int64, lane_start: int, lane_stop: int) -> Cells:
+        """What the lanes `[lane_start, lane_stop)` hold in the windows `steps`.
+
+        Args:
+            steps: int64 [W], each in `[0, num_windows)`.
+            lane_start, lane_stop: A run of lanes.
+
+        Returns:
+            `Cells` of shape [W, lane_stop - lane_start].
+        """
+        lanes = np.arange(lane_start, lane_stop, dtype=np.int64)
+        step = steps[:, None]
+        idle = step >= self._lane_windows[lanes]
+        stride = self.num_windows + 1
+        piece = np.searchsorted(self._keys, lanes * stride + np.minimum(step, self.num_windows), "right") - 1
+        rows = self._rows[piece].astype(np.int64)
+        lengths = self.selection.lengths[rows]
+        low = self.selection.starts_of(rows)
+        begin = low + np.where(piece == self._first[lanes], self._skip[lanes], 0)
+        end = low + lengths - np.where(piece == self._first[lanes + 1] - 1, self._cut[lanes], 0)
+        index = step - (self._keys[piece] - lanes * stride)
+        window = self.settings.window
+        start, stop = begin, end
+        if window is not None:
+            if self.settings.tail == "drop":
+                end -= (end - begin) % window
+            start = begin + index * window
+            stop = np.minimum(start + window, end)
+        return Cells(
+            sequence=np.where(idle, -1, self.selection.sequences_of(rows)),
+            start=np.where(idle, 0, start),
+            stop=np.where(idle, 0, stop),
+            reset=(index == 0) & ~idle,
+            final=(stop == end) & ~idle,
+            piece=np.where(idle, -1, piece),
+            low=np.where(idle, 0, low),
+            high=np.where(idle, 0, low + lengths),
+        )
+
+    def window_length(self, step: int) -> int:
+        """Timesteps of window `step`, padding included; with `AsIs` those of its longest sequence over all lanes."""
+        if self.settings.window is not None:
+            return int(self.settings.window)
+        cells = self.cells(np.array([step], np.int64), 0, int(self.settings.lanes))
+        return int((cells.stop - cells.start).max())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what decides the data and its order; rank, workers, epoch and window length stay out."""
+        settings = self.settings
+        parts = {
+            "contents": self.contents,
+            "chosen": self.selection.fingerprint,
+            "lanes": int(settings.lanes),
+            "layout": settings.layout,
+            "split": type(settings.split).__name__,
+            "tail": settings.tail,
+            "shuffle": [int(settings.seed), settings.run] if settings.shuffle else None,
+        }
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def lanes_of_rank(lanes: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The lanes `[start, stop)` that a rank owns; where the number does not divide, the first ranks own one more.
+
+    Raises:
+        PlanError: There are fewer lanes than ranks.
+        ValueError: The rank is not one of `world_size`.
+
+    Example:
+        >>> [lanes_of_rank(5, rank, 2) for rank in range(2)]
+        [(0, 3), (3, 5)]
+    """
+    _at_least_one("world_size", world_size)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is one of 0 to world_size - 1 = {world_size - 1}, got {rank}")
+    if lanes < world_size:
+        raise PlanError(f"every rank owns a lane, got lanes={lanes} for world_size={world_size}: use more lanes")
+    borders = cut_evenly(lanes, world_size)
+    return int(borders[rank]), int(borders[rank + 1])
