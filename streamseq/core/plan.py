@@ -255,12 +255,12 @@ class Plan:
         end = low + lengths - np.where(piece == self._first[lanes + 1] - 1, self._cut[lanes], 0)
         index = step - (self._keys[piece] - lanes * stride)
         window = self.settings.window
-        start, stop = begin, end
+        start, stop = begin, end.copy()
         if window is not None:
             if self.settings.tail == "drop":
                 end -= (end - begin) % window
             start = begin + index * window
-            stop = np.minimum(start + window, end)
+            np.minimum(start + window, end, out=stop)
         return Cells(
             sequence=np.where(idle, -1, self.selection.sequences_of(rows)),
             start=np.where(idle, 0, start),
