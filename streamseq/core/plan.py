@@ -125,6 +125,12 @@ class Plan:
         [[0, -1]]
     """
 
+    _rows: NDArray[np.int32] | Int64  # [pieces], in lane order: the span that a piece is of
+    _keys: Int64  # [pieces]: lane and first window of a piece, ascending
+    _first: Int64  # [B + 1]: the first piece of each lane
+    _skip: Int64  # [B]: timesteps of a lane's first span that lie in the lane before
+    _cut: Int64  # [B]: timesteps of a lane's last span that lie in the lane after
+
     def __init__(self, selection: Selection, settings: PlanSettings, *, contents: str, epoch: int) -> None:
         self.selection = selection
         self.settings = settings
@@ -259,7 +265,7 @@ class Plan:
         if window is not None:
             if self.settings.tail == "drop":
                 end -= (end - begin) % window
-            start = begin + index * window
+            start = begin + index * int(window)
             np.minimum(start + window, end, out=stop)
         return Cells(
             sequence=np.where(idle, -1, self.selection.sequences_of(rows)),

@@ -1,0 +1,310 @@
+"""Streams: a store's sequences as contiguous windows with state tokens, an iterable PyTorch dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from streamseq.core.errors import ResumeError
+from streamseq.core.plan import Plan, PlanSettings, lanes_of_rank
+from streamseq.core.selection import Selection, select_all, select_spans
+from streamseq.core.splits import Naive, Split
+from streamseq.core.tokens import Position
+from streamseq.data.blocks import BlockReader, Emitted, View
+from streamseq.data.cursor import Cursor
+from streamseq.data.window import Window
+from streamseq.storage.interface import Store
+
+
+class StreamDataset(IterableDataset[Window]):
+    """Windows of `window` timesteps of `lanes` sequences side by side, in an order that the plan alone decides.
+
+    Lane i of window t+1 goes on exactly where lane i of window t stopped, or resets; `window.token` says which. The
+    windows are the same, in the same order, for any number of DataLoader workers (`batch_size=None`).
+
+    Args:
+        store: From `ss.open` or `ss.from_arrays`.
+        lanes: Number of lanes B, over all ranks.
+        window: Timesteps K of a window; None with `ss.splits.AsIs()`.
+        sequences: A subset: ids (or indices), or `(id, start, stop)` spans; None for all. Nothing outside a span is
+            shown, not as a lookahead either.
+        fields: Names of the fields to emit; None for all.
+        lookahead: Name -> (field, offset): `{"target": ("x", 1)}` emits target[t] = x[t+1]. Timesteps without one
+            are masked.
+        batch_first: Tensors are [B, K, *D]; False: [K, B, *D].
+        split: `ss.splits.Naive()` or `ss.splits.AsIs()`.
+        shuffle: Take the sequences in a random order, another one in each epoch.
+        seed: Of the shuffling.
+        epoch: To begin with.
+        tail: "pad" or "drop", for what is left of a sequence after its last whole window.
+        layout: "sequences": whole sequences fill the lanes; "even": the data is cut into B equal runs.
+        rank, world_size: This process and how many there are; ranks own contiguous runs of lanes.
+
+    Raises:
+        PlanError: Nothing to emit, or fewer lanes than ranks.
+        KeyError: A field, or the id of a sequence, is not in the store.
+        TypeError, ValueError: An argument is of a wrong type or out of range.
+
+    Example:
+        >>> import numpy as np, streamseq as ss
+        >>> store = ss.from_arrays({"a": {"x": np.arange(5)}, "b": {"x": np.arange(3)}})
+        >>> stream = ss.StreamDataset(store, lanes=2, window=3)
+        >>> [window["x"].tolist() for window in stream]
+        [[[0, 1, 2], [0, 1, 2]], [[3, 4, 0], [0, 0, 0]]]
+        >>> stream[1].token.sequence.tolist(), stream[1].lengths.tolist()
+        ([0, -1], [2, 0])
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lanes: int,
+        window: int | None = None,
+        *,
+        sequences: Iterable[Any] | None = None,
+        fields: Iterable[str] | None = None,
+        lookahead: Mapping[str, tuple[str, int]] | None = None,
+        batch_first: bool = True,
+        split: Split | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        tail: str = "pad",
+        layout: str = "sequences",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not isinstance(store, Store):
+            raise TypeError(
+                f"a stream reads a store, got a {type(store).__name__}: pass ss.open(uri) or ss.from_arrays()"
+            )
+        emitted = _emitted(store, fields, lookahead or {})
+        self.store = store
+        self._settings = PlanSettings(
+            lanes=lanes,
+            window=window,
+            split=Naive() if split is None else split,
+            layout=layout,
+            tail=tail,
+            shuffle=bool(shuffle),
+            seed=seed,
+            run=max(store.chunk_timesteps[each.field] for each in emitted.values()),
+        )
+        lane_start, lane_stop = lanes_of_rank(lanes, rank, world_size)
+        self._view = View(emitted=emitted, lane_start=lane_start, lane_stop=lane_stop, batch_first=bool(batch_first))
+        self._selection = _selection(store, sequences)
+        self._cursor = Cursor()
+        self._cursor.set_epoch(_epoch(epoch))
+        self._plan = self._make_plan()
+        self._step = 0
+        self._reader: BlockReader | None = None
+        self._reader_owner: object = None
+
+    def _make_plan(self) -> Plan:
+        return Plan(self._selection, self._settings, contents=self.store.fingerprint, epoch=self._cursor.epoch)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the current epoch."""
+        # The epoch is shared with other processes, which may have moved it.
+        if self._plan.epoch != self._cursor.epoch:
+            self._plan = self._make_plan()
+        return self._plan
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes, over all ranks."""
+        return int(self._settings.lanes)
+
+    @property
+    def window(self) -> int | None:
+        """Timesteps of a window; None with the as-is split."""
+        return self._settings.window
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether lanes come before timesteps."""
+        return self._view.batch_first
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, which only `set_epoch` and `load_state_dict` move."""
+        return self._cursor.epoch
+
+    @property
+    def left_out(self) -> int:
+        """Timesteps of the epoch that are not emitted (tail="drop")."""
+        return self.plan.left_out
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps that the epoch emits, over all lanes and ranks, padding not counted."""
+        return self.plan.num_timesteps
+
+    def __len__(self) -> int:
+        return self.plan.num_windows
+
+    def __getitem__(self, step: int) -> Window:
+        """Window `step` of the epoch; a negative one counts from the end. Not for several threads at once."""
+        count = len(self)
+        if not -count <= step < count:
+            raise IndexError(f"the epoch has windows 0 to {count - 1}, got {step}")
+        return self._own_reader().read([step % count])[0]
+
+    def _own_reader(self) -> BlockReader:
+        owner = (os.getpid(), self.plan)
+        if self._reader is None or self._reader_owner != owner:
+            self._reader, self._reader_owner = self.open_reader(), owner
+        return self._reader
+
+    def open_reader(self) -> BlockReader:
+        """A reader of the current epoch's windows, for one thread."""
+        return BlockReader(self.store, self.plan, self._view)
+
+    def __iter__(self) -> Iterator[Window]:
+        worker = get_worker_info()
+        if worker is None:
+            return self._iterate(range(self.take_start(), len(self)))
+        # A DataLoader takes one window from each worker in turn.
+        start = self._cursor.take_start(worker.seed - worker.id)
+        return self._iterate(range(start + worker.id, len(self), worker.num_workers))
+
+    def _iterate(self, steps: range) -> Iterator[Window]:
+        reader = self.open_reader()
+        try:
+            for block in reader.blocks(steps):
+                for window in block:
+                    self._step += steps.step
+                    yield window
+        finally:
+            reader.close()
+
+    def take_start(self) -> int:
+        """The window at which an iteration that begins now starts: 0, or once what `load_state_dict` said."""
+        self._step = self._cursor.take_start(None)
+        return self._step
+
+    def consumed(self, step: int) -> None:
+        """Note that the window `step` was handed to the user: the stream goes on after it."""
+        self._step = step + 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move to an epoch. The one the stream is in already: nothing changes, a loaded position stays.
+
+        Raises:
+            TypeError, ValueError: The epoch is not a whole number of at least 0.
+        """
+        if _epoch(epoch) != self.epoch:
+            self._cursor.set_epoch(epoch)
+            self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last window that was handed out, as plain strings and integers."""
+        return self._position(self._step).state_dict()
+
+    def _position(self, step: int) -> Position:
+        return Position(
+            fingerprint=self.plan.fingerprint,
+            version=self.store.version,
+            epoch=self.epoch,
+            step=step,
+            window=self.window,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position: the next iteration, and only that one, starts there.
+
+        Args:
+            state: What `state_dict` of this stream, of a loader over it or of a window's token returned.
+
+        Raises:
+            ResumeError: The position is of another store version, plan or window length.
+        """
+        saved = Position.from_state_dict(state)
+        here = self._position(0)
+        if saved.version != here.version:
+            raise ResumeError(
+                f"the position was saved on version {saved.version} of the store, this is version {here.version}: "
+                f"open it with ss.open(uri, version={saved.version})"
+            )
+        if saved.fingerprint != here.fingerprint:
+            raise ResumeError(
+                f"the position was saved under plan {saved.fingerprint[:12]}, this stream has plan "
+                f"{here.fingerprint[:12]}: the store's contents, the sequences chosen, lanes, layout, split, tail, "
+                "shuffle and seed must be the same"
+            )
+        if saved.window != here.window:
+            raise ResumeError(
+                f"the position counts windows of {saved.window} timesteps, this stream has window={here.window}: "
+                f"pass window={saved.window}"
+            )
+        epoch = self.epoch
+        self._cursor.set_epoch(saved.epoch)
+        if saved.step > len(self):
+            self._cursor.set_epoch(epoch)
+            raise ResumeError(f"the position is after window {saved.step}, and the epoch has {len(self)} windows")
+        self._cursor.start_at(saved.step)
+        self._step = saved.step
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files and decoded chunks stay in their process.
+        return {**self.__dict__, "_reader": None, "_reader_owner": None}
+
+    def __repr__(self) -> str:
+        return (
+            f"StreamDataset({len(self):,} windows of {self.lanes} lanes x {self.window or 'whole sequences'}, "
+            f"{self.num_timesteps:,} timesteps, epoch {self.epoch}, fields {', '.join(self._view.emitted)})"
+        )
+
+
+def _epoch(epoch: object) -> int:
+    if isinstance(epoch, bool) or not isinstance(epoch, int):
+        raise TypeError(f"an epoch is an integer, got {epoch!r}")
+    if epoch < 0:
+        raise ValueError(f"an epoch is at least 0, got {epoch}")
+    return epoch
+
+
+def _emitted(
+    store: Store, fields: Iterable[str] | None, lookahead: Mapping[str, tuple[str, int]]
+) -> dict[str, Emitted]:
+    if isinstance(fields, str):
+        raise TypeError(f"fields is a list of names, got the string {fields!r}: pass [{fields!r}]")
+    emitted = {name: Emitted(field=name) for name in (store.fields if fields is None else fields)}
+    for name, source in lookahead.items():
+        try:
+            field, offset = source
+        except (TypeError, ValueError):
+            raise TypeError(f"a lookahead is name: (field, offset), got {name!r}: {source!r}") from None
+        if isinstance(offset, bool) or not isinstance(offset, int):
+            raise TypeError(f"a lookahead's offset is an integer, got {offset!r} for {name!r}")
+        if name in emitted:
+            raise ValueError(f"a lookahead has a name of its own, got {name!r}, which is a field: choose another")
+        emitted[name] = Emitted(field=field, offset=offset)
+    for each in emitted.values():
+        if each.field not in store.fields:
+            raise KeyError(f"the store has fields {', '.join(store.fields)}, not {each.field!r}")
+    if not emitted:
+        raise ValueError("a stream emits at least one field, got fields=[]: pass fields=None for all")
+    return emitted
+
+
+def _selection(store: Store, sequences: Iterable[Any] | None) -> Selection:
+    if sequences is None:
+        return select_all(store.lengths)
+    if isinstance(sequences, str):
+        raise TypeError(f"sequences is a list of ids or spans, got the string {sequences!r}: pass [{sequences!r}]")
+    chosen = sequences.to_pylist() if hasattr(sequences, "to_pylist") else list(sequences)
+    spans = []
+    for each in chosen:
+        if isinstance(each, tuple | list):
+            if len(each) != 3:
+                raise ValueError(f"a span is (id, start, stop), got {each!r}")
+            name, start, stop = each
+        else:
+            name, start, stop = each, 0, None
+        spans.append((store.index(name), start, stop))
+    return select_spans(store.lengths, spans)

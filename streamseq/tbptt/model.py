@@ -1,0 +1,127 @@
+"""The user's model and loss: called on stretches of a window, and checked for what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamseq.data import state as states
+from streamseq.data.window import Window
+from streamseq.tbptt.replay import Replay
+
+Inputs = str | list[str] | tuple[str, ...] | Callable[[Window], Any]
+
+
+class StatefulModel:
+    """`model(inputs, state) -> (outputs, state)` and `loss(outputs, window)` on a window's timesteps.
+
+    Args:
+        model: The model; `state=None` at a start means zeros unless it has `initial_state(B)`.
+        loss: Gives one loss per timestep.
+        inputs: A field's name, several (the model gets a tuple), or a function of the window.
+        lane_axis: See `streamseq.Carry`.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], loss: Callable[[Any, Window], Tensor], inputs: Inputs, lane_axis: Any
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._inputs = inputs
+        self._lane_axis = lane_axis
+        self._axes: dict[tuple[Any, ...], list[int | None]] = {}
+        initial = getattr(model, "initial_state", None)
+        self._initial: Callable[[int], Any] | None = initial if callable(initial) else None
+
+    def forward(self, window: Window, state: Any) -> tuple[Any, Any]:
+        """Outputs and state of a window's timesteps.
+
+        Raises:
+            TypeError: The model returns something else than a pair.
+        """
+        result = self._model(self._pick(window), state)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"model(inputs, state) returns (outputs, state), got a {type(result).__name__}")
+        return result
+
+    def _pick(self, window: Window) -> Any:
+        if isinstance(self._inputs, str):
+            return window[self._inputs]
+        if callable(self._inputs):
+            return self._inputs(window)
+        return tuple(window[name] for name in self._inputs)
+
+    def loss_sum(self, outputs: Any, window: Window) -> Tensor:
+        """The sum of the losses of the valid timesteps, 0-dim.
+
+        Raises:
+            TypeError: The loss is not a tensor.
+            ValueError: It is not one loss per timestep.
+        """
+        losses = self._loss(outputs, window)
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"loss(outputs, window) returns a tensor, got a {type(losses).__name__}")
+        if losses.shape[:2] != window.mask.shape:
+            raise ValueError(
+                f"loss(outputs, window) returns one loss per timestep, {list(window.mask.shape)}, got "
+                f"{list(losses.shape)}: use reduction='none'"
+            )
+        if losses.ndim > 2:
+            losses = losses.flatten(2).sum(2)
+        # Not a product: what stands in the padding may be infinite.
+        return torch.where(window.mask, losses, losses.new_zeros(())).sum()
+
+    def enter(self, window: Window, state: Any) -> Any:
+        """The state before a window, the initial one on lanes that start anew."""
+        anew = window.token.starts_anew
+        if state is None or anew.all():
+            return None if self._initial is None else self._initial(len(anew))
+        if not anew.any():
+            return state
+        initial = None if self._initial is None else self._initial(len(anew))
+        return states.replace_lanes(state, anew, initial, self._lane_axes(window, state))
+
+    def _lane_axes(self, window: Window, state: Any) -> list[int | None]:
+        lanes = len(window.token.lane)
+        if self._lane_axis is not None:
+            return states.lane_axes(state, lanes, self._lane_axis)
+        shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in states.leaves(state))
+        if shapes not in self._axes:
+            try:
+                self._axes[shapes] = states.lane_axes(state, lanes)
+            except ValueError:
+                self._axes[shapes] = self._probe_lane_axes(window)
+        return self._axes[shapes]
+
+    def _probe_lane_axes(self, window: Window) -> list[int | None]:
+        """Run one timestep with one lane more and see which axis of each leaf has grown."""
+        first = window.cut(0, 1)
+        lanes = list(range(first.num_lanes))
+        replay = Replay(self._model)
+        moment = replay.moment()
+        shapes = []
+        with torch.no_grad(), replay.without_effect():
+            for chosen in (lanes, [*lanes, 0]):
+                part = _select_lanes(first, chosen)
+                state = None if self._initial is None else self._initial(len(chosen))
+                shapes.append([getattr(leaf, "shape", ()) for leaf in states.leaves(self.forward(part, state)[1])])
+        replay.set_noise(moment)
+        axes: list[int | None] = []
+        for few, more in zip(*shapes, strict=True):
+            grown = [axis for axis, (a, b) in enumerate(zip(few, more, strict=True)) if b == a + 1]
+            axes.append(grown[0] if len(grown) == 1 else None)
+        return axes
+
+
+def _select_lanes(window: Window, lanes: list[int]) -> Window:
+    index = torch.tensor(lanes)
+    axis = 1 - window.time_axis
+
+    def select(tensor: Tensor) -> Tensor:
+        return tensor.index_select(axis, index.to(tensor.device))
+
+    fields = {name: select(window[name]) for name in window}
+    return Window(fields, select(window.mask), window.token, window.batch_first, window.lengths[index])
