@@ -1,0 +1,210 @@
+"""One field of one shard as an Arrow IPC file, one record batch a chunk, and the manifest that says where they lie.
+
+The manifest of a shard gives the offset, length and crc32c of each record batch in its file, so that one batch is
+checked and decoded from a memory map without the footer, which has no checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from streamseq.core.errors import CorruptionError
+from streamseq.core.fields import Field
+from streamseq.storage.checksum import crc32c, to_hex
+from streamseq.storage.commit import sync_file, write_durably
+from streamseq.storage.version import StoredField
+
+_MANIFEST = "shard.json"
+# The magic at the start of an IPC file, filled up to eight bytes.
+_MAGIC_BYTES = 8
+
+Batch = tuple[int, int, int]
+"""Where one record batch lies in its file: offset, bytes, crc32c."""
+
+
+def arrow_schema(name: str, field: Field) -> pa.Schema:
+    """Return the schema of a field's file: one column, a fixed shape tensor where a timestep is more than a number."""
+    kind = pa.from_numpy_dtype(field.dtype)
+    if field.shape:
+        kind = pa.fixed_shape_tensor(kind, field.shape)
+    return pa.schema([pa.field(name, kind, nullable=False)])
+
+
+class _ChecksummedSink:
+    """A file as pyarrow wants it, that keeps the crc32c of what passes after the first `head` bytes."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], head: int) -> None:
+        self._file = file
+        self._head = head
+        self.offset = 0
+        self.crc = 0
+
+    def write(self, data: Any) -> int:
+        raw = np.frombuffer(data, np.uint8)
+        self.crc = crc32c(raw[max(0, self._head - self.offset) :], self.crc)
+        self.offset += len(raw)
+        return self._file.write(raw.data)
+
+    def tell(self) -> int:
+        return self.offset
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """The file is closed by its owner, after it is on the disk."""
+
+
+class ArrowFieldFile:
+    """Writes one field of one shard: chunks in order, then `finish`."""
+
+    def __init__(self, shard: Path, name: str, field: Field, codec: str) -> None:
+        self._field = field
+        self._schema = arrow_schema(name, field)
+        # pyarrow writes magic and schema together with the first batch, which begins after them.
+        self._end = _MAGIC_BYTES + self._schema.serialize().size
+        self._file: IO[bytes] = (shard / f"{name}.arrow").open("xb")
+        self._sink = _ChecksummedSink(self._file, self._end)
+        options = pa.ipc.IpcWriteOptions(compression=None if codec == "none" else codec)
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema, options=options)
+        self.batches: list[Batch] = []
+
+    def write_chunk(self, chunk: NDArray[Any]) -> None:
+        """Write one chunk `[m, *D]`, contiguous."""
+        values = pa.array(chunk.reshape(-1))
+        if self._field.shape:
+            kind = self._schema.field(0).type
+            storage = pa.FixedSizeListArray.from_arrays(values, type=kind.storage_type)
+            values = pa.ExtensionArray.from_storage(kind, storage)
+        self._sink.crc = 0
+        self._writer.write_batch(pa.record_batch([values], schema=self._schema))
+        self.batches.append((self._end, self._sink.offset - self._end, self._sink.crc))
+        self._end = self._sink.offset
+
+    def finish(self, crc: int) -> StoredField:
+        """Write the footer and put the file on the disk; `crc` is that of all decoded values."""
+        self._writer.close()
+        sync_file(self._file)
+        self._file.close()
+        return StoredField(num_bytes=self._sink.offset, crc32c=crc)
+
+    def close(self) -> None:
+        """Close the file of a shard that is not going to be finished."""
+        self._file.close()
+
+
+def write_manifest(shard: Path, batches: Mapping[str, list[Batch]]) -> int:
+    """Write where the record batches of each field lie, put it on the disk, and return its crc32c."""
+    document = {
+        name: [{"offset": offset, "bytes": size, "crc32c": to_hex(crc)} for offset, size, crc in entries]
+        for name, entries in batches.items()
+    }
+    content = json.dumps({"batches": document}, indent=1).encode()
+    write_durably(shard / _MANIFEST, content)
+    return crc32c(content)
+
+
+def _read_manifest(shard: Path, name: str, crc: int | None, where: str) -> list[Batch]:
+    content = (shard / _MANIFEST).read_bytes()
+    if crc32c(content) != crc:
+        raise CorruptionError(f"{where} has a {_MANIFEST} that fails its checksum: restore the shard")
+    try:
+        return [
+            (int(entry["offset"]), int(entry["bytes"]), int(entry["crc32c"], 16))
+            for entry in json.loads(content)["batches"][name]
+        ]
+    except (ValueError, TypeError, KeyError):
+        raise CorruptionError(f"{where} has a {_MANIFEST} that does not say where its chunks lie") from None
+
+
+class ArrowChunks:
+    """Reads the chunks of one field of one shard from a memory map; uncompressed ones are views of it."""
+
+    def __init__(
+        self,
+        shard: Path,
+        name: str,
+        field: Field,
+        codec: str,
+        num_timesteps: int,
+        chunk_timesteps: int,
+        num_bytes: int,
+        manifest_crc: int | None,
+        where: str,
+    ) -> None:
+        self._field = field
+        self._codec = codec
+        self._num_timesteps = num_timesteps
+        self._chunk_timesteps = chunk_timesteps
+        self._where = where
+        self._schema = arrow_schema(name, field)
+        try:
+            self._batches = _read_manifest(shard, name, manifest_crc, where)
+            with pa.memory_map(str(shard / f"{name}.arrow")) as file:
+                self._file = file.read_buffer()
+        except FileNotFoundError:
+            raise CorruptionError(f"{where} lacks a file in {shard}: restore the shard") from None
+        size = self._file.size
+        if size != num_bytes:
+            raise CorruptionError(f"{where} has {size} bytes and was written with {num_bytes}: restore the shard")
+        num_chunks = -(-num_timesteps // chunk_timesteps)
+        if len(self._batches) != num_chunks:
+            raise CorruptionError(f"{where} has {len(self._batches)} chunks and was written with {num_chunks}")
+        if any(offset < 0 or length < 0 or offset + length > size for offset, length, _ in self._batches):
+            raise CorruptionError(f"{where} has a {_MANIFEST} that points out of its file: restore the shard")
+        self._checked = bytearray(num_chunks)
+
+    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
+        """Return chunk `[m, *D]`; `spare` is left alone, for Arrow decodes into memory of its own.
+
+        Raises:
+            CorruptionError: The bytes of the chunk are not what was written.
+        """
+        offset, size, crc = self._batches[chunk]
+        raw = self._file.slice(offset, size)
+        if not self._checked[chunk]:
+            if crc32c(np.frombuffer(raw, np.uint8)) != crc:
+                raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
+            self._checked[chunk] = True
+        steps = min(self._chunk_timesteps, self._num_timesteps - chunk * self._chunk_timesteps)
+        try:
+            return self._decode(raw, steps)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
+
+    def _decode(self, raw: pa.Buffer, steps: int) -> NDArray[Any]:
+        count = steps * math.prod(self._field.shape)
+        is_bool = self._field.dtype.kind == "b"
+        num_bytes = -(-count // 8) if is_bool else count * self._field.dtype.itemsize
+        message = pa.ipc.read_message(raw)
+        if self._codec != "none":
+            # The only buffer of a batch begins with its decoded size (-1: stored as it is), which Arrow would allocate.
+            declared = int.from_bytes(message.body[:8].to_pybytes(), "little", signed=True)
+            if declared not in (num_bytes, -1):
+                raise ValueError(f"it says {declared} bytes and was written with {num_bytes}")
+        batch = pa.ipc.read_record_batch(message, self._schema)
+        column = batch.column(0)
+        if batch.num_rows != steps or column.null_count:
+            raise ValueError(f"it has {batch.num_rows} timesteps and was written with {steps}")
+        data = column.buffers()[-1]
+        if data is None or data.size < num_bytes:
+            raise ValueError(f"it has fewer than {num_bytes} bytes")
+        if is_bool:
+            bits = np.frombuffer(data, np.uint8, num_bytes)
+            flat = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
+        else:
+            flat = np.frombuffer(data, self._field.dtype, count)
+        return flat.reshape(steps, *self._field.shape)
+
+    def close(self) -> None:
+        """The map is closed with the last array that is a view of it."""

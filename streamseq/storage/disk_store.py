@@ -1,0 +1,216 @@
+"""A version of a store on disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from streamseq.core.errors import CorruptionError, StoreError
+from streamseq.core.fields import Field
+from streamseq.storage.interface import Reader, Store
+from streamseq.storage.layout import ShardLayout
+from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.reader import DiskReader
+from streamseq.storage.rows import RowIndex
+from streamseq.storage.table import PIECES, SEQUENCES, map_table
+from streamseq.storage.version import Version, parse_version
+
+# Chunks of each field that `read` keeps between calls: enough to read one sequence in small steps.
+_READ_CACHE_CHUNKS = 2
+
+
+class DiskStore(Store):
+    """One version of a store on disk; nothing but its version file is read until it is needed.
+
+    Only the address and the version are pickled: another process opens the store again, when it first uses it.
+
+    Args:
+        uri: A local path or `file://` URL.
+        version: The version to read; None: the newest one, now.
+
+    Raises:
+        StoreError: There is no store at the address, or no such version.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str], version: int | None = None) -> None:
+        self._folder = StoreFolder(local_path(uri))
+        if version is None:
+            numbers = self._folder.version_numbers()
+            if not numbers:
+                raise StoreError(_no_store(self._folder))
+            version = numbers[-1]
+        elif isinstance(version, bool) or not isinstance(version, int):
+            raise TypeError(f"a version is an int or None (the newest), got {type(version).__name__}")
+        self._number = version
+        self._own_reader: tuple[int, threading.Lock, Reader] | None = None
+
+    def __reduce__(self) -> tuple[type[DiskStore], tuple[str, int]]:
+        return DiskStore, (self.uri, self._number)
+
+    @cached_property
+    def snapshot(self) -> Version:
+        """What the version file says.
+
+        Raises:
+            StoreError: There is no such version.
+            CorruptionError: The file is not what was written.
+        """
+        path = self._folder.version_file(self._number)
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            numbers = self._folder.version_numbers()
+            if not numbers:
+                raise StoreError(_no_store(self._folder)) from None
+            raise StoreError(
+                f"{self.uri} has versions {numbers[0]} to {numbers[-1]}, got {self._number}: open one of those"
+            ) from None
+        return parse_version(content, self._number, f"version file {path}")
+
+    @property
+    def layout(self) -> ShardLayout:
+        """How the shards of this store are cut and encoded: what a `ShardWriter` that adds to it is given."""
+        return self.snapshot.layout
+
+    @property
+    def uri(self) -> str:
+        """The absolute path of the store."""
+        return str(self._folder.root)
+
+    @property
+    def backend(self) -> str:
+        """See `Store.backend`."""
+        return self.layout.backend
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """See `Store.fields`."""
+        return dict(self.layout.fields)
+
+    @property
+    def version(self) -> int:
+        """See `Store.version`."""
+        return self._number
+
+    @property
+    def versions(self) -> list[int]:
+        """See `Store.versions`."""
+        return self._folder.version_numbers()
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Store.fingerprint`."""
+        return self.snapshot.fingerprint
+
+    @property
+    def ids(self) -> pa.Array:
+        """See `Store.ids`."""
+        return self._sequences[0]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """See `Store.lengths`."""
+        return self._rows.lengths
+
+    @property
+    def num_timesteps(self) -> int:
+        """See `Store.num_timesteps`."""
+        return self.snapshot.num_timesteps
+
+    @property
+    def chunk_timesteps(self) -> Mapping[str, int]:
+        """See `Store.chunk_timesteps`."""
+        return dict(self.layout.chunk_timesteps)
+
+    def __len__(self) -> int:
+        return self.snapshot.num_sequences
+
+    def reader(self, fields: Sequence[str], cache_chunks: int) -> Reader:
+        """See `Store.reader`."""
+        names = self._names(fields)
+        if cache_chunks < 1:
+            raise ValueError(f"a reader keeps at least one chunk of each field, got cache_chunks {cache_chunks}")
+        return DiskReader(self._folder, self.snapshot, self._rows, names, cache_chunks)
+
+    @cached_property
+    def _sequences(self) -> tuple[pa.Array, pa.Array]:
+        """Ids and attributes."""
+        batches = [
+            map_table(self._folder.tables / tables.sequences.name, tables.sequences, SEQUENCES)
+            for tables in self.snapshot.tables
+        ]
+        ids, attrs = (
+            columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
+            for columns in ([batch.column(i) for batch in batches] for i in range(2))
+        )
+        return ids, attrs
+
+    @cached_property
+    def _rows(self) -> RowIndex:
+        batches = [
+            map_table(self._folder.tables / tables.pieces.name, tables.pieces, PIECES)
+            for tables in self.snapshot.tables
+        ]
+        pieces = np.concatenate(
+            [np.stack([column.to_numpy() for column in batch.columns], axis=1) for batch in batches]
+        )
+        try:
+            return RowIndex(pieces, self.snapshot.num_sequences, self.snapshot.num_timesteps)
+        except ValueError as error:
+            raise CorruptionError(
+                f"the tables of {self.uri} version {self.version} break the format: {error}"
+            ) from None
+
+    @cached_property
+    def _index_of_id(self) -> dict[str, int]:
+        index = {id: number for number, id in enumerate(self.ids.to_pylist())}
+        if len(index) != len(self):
+            raise CorruptionError(f"the tables of {self.uri} version {self.version} have two sequences with one id")
+        return index
+
+    def find(self, id: str) -> int | None:
+        """See `Store.find`."""
+        return self._index_of_id.get(id)
+
+    def attrs_json(self, sequence: int) -> str:
+        """See `Store.attrs_json`."""
+        text: str = self._sequences[1][sequence].as_py()
+        return text
+
+    def _read(self, sequence: int, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
+        lock, reader = self._shared_reader()
+        read = {}
+        with lock:
+            for name in fields:
+                field = self.layout.fields[name]
+                slices = reader.slices(name, sequence, start, stop)
+                # Finding the first chunk checks the sizes that the metadata claims, before memory is asked for.
+                part = next(slices, None)
+                values = np.empty((stop - start, *field.shape), field.dtype)
+                position = 0
+                while part is not None:
+                    values[position : position + len(part)] = part
+                    position += len(part)
+                    part = next(slices, None)
+                read[name] = values
+        return read
+
+    def _shared_reader(self) -> tuple[threading.Lock, Reader]:
+        # A lock that a thread held when the process was forked stays locked in the child: a child makes its own.
+        own = self._own_reader
+        if own is None or own[0] != os.getpid():
+            reader = self.reader(list(self.fields), _READ_CACHE_CHUNKS)
+            own = self._own_reader = (os.getpid(), threading.Lock(), reader)
+        return own[1], own[2]
+
+
+def _no_store(folder: StoreFolder) -> str:
+    what = "there is nothing" if not folder.root.exists() else "no version was ever committed"
+    return f"{folder.root} is not a store, {what} there: check the address, or write one with ss.create"

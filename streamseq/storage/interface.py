@@ -1,0 +1,225 @@
+"""What every store and every reader offers, so that the code that streams need not know where the data lies."""
+
+from __future__ import annotations
+
+import json
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from streamseq.core.fields import Field
+
+
+class Reader(ABC):
+    """Reads timesteps of sequences in small steps, keeping decoded chunks; for one thread at a time.
+
+    A stream makes one reader for each of its threads.
+    """
+
+    decoded: int
+    """Chunks decoded so far."""
+
+    @abstractmethod
+    def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
+        """Return consecutive read-only arrays `[m, *D]` that together are timesteps `[start, stop)` of a sequence.
+
+        They are views of decoded chunks, of mapped files, or of the user's own arrays, and stay valid however long
+        they are held.
+
+        Raises:
+            CorruptionError: Stored bytes are not what was written.
+            IndexError: There is no such sequence.
+            ValueError: The reader does not read this field, the span does not lie in the sequence, or the reader is
+                closed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close files and drop decoded chunks. Arrays that were handed out stay valid."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Store(ABC):
+    """Sequences that can be read: a version of a store on disk, or arrays in memory."""
+
+    @property
+    @abstractmethod
+    def uri(self) -> str:
+        """Where the store lies."""
+
+    @property
+    @abstractmethod
+    def backend(self) -> str:
+        """How it is stored: "zarr", "arrow" or "memory"."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> Mapping[str, Field]:
+        """The fields by name."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int:
+        """The version that is read here, from 1."""
+
+    @property
+    @abstractmethod
+    def versions(self) -> list[int]:
+        """The versions that exist now, ascending."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the contents: fields, ids, attributes, lengths and values.
+
+        The same writes give the same fingerprint anywhere and at any time; a different value gives another one.
+        """
+
+    @property
+    @abstractmethod
+    def ids(self) -> pa.Array:
+        """The N ids, an Arrow (large) string array in commit order."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 `[N]`: timesteps of each sequence; read-only."""
+
+    @property
+    @abstractmethod
+    def num_timesteps(self) -> int:
+        """Timesteps of all sequences together."""
+
+    @property
+    @abstractmethod
+    def chunk_timesteps(self) -> Mapping[str, int]:
+        """Timesteps that are decoded at once, by field."""
+
+    @abstractmethod
+    def reader(self, fields: Sequence[str], cache_chunks: int) -> Reader:
+        """Return a reader of some fields that keeps at most `cache_chunks` decoded chunks of each.
+
+        Raises:
+            ValueError: There is no such field, or `cache_chunks` is less than 1.
+        """
+
+    @abstractmethod
+    def _read(self, sequence: int, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Read a span that was checked."""
+
+    @abstractmethod
+    def attrs_json(self, sequence: int) -> str:
+        """Return the attributes of a sequence that exists, as JSON text."""
+
+    @abstractmethod
+    def find(self, id: str) -> int | None:
+        """Return the index of an id, None where there is no such sequence."""
+
+    def __len__(self) -> int:
+        """N, the number of sequences."""
+        return len(self.ids)
+
+    def index(self, id: str) -> int:
+        """Return the index of a sequence in `ids`.
+
+        Raises:
+            KeyError: There is no sequence with this id.
+            TypeError: The id is not a string.
+        """
+        if not isinstance(id, str):
+            raise TypeError(f"a sequence's id is a str, got {type(id).__name__}")
+        found = self.find(id)
+        if found is None:
+            raise KeyError(f"there is no sequence {id!r} in {self.uri} version {self.version}: see store.ids")
+        return found
+
+    def attrs(self, id_or_index: str | int) -> dict[str, Any]:
+        """Return the attributes of a sequence, a new dict at each call.
+
+        Raises:
+            KeyError: There is no sequence with this id.
+            IndexError: There is no sequence with this index.
+        """
+        attrs = json.loads(self.attrs_json(self._index(id_or_index)))
+        assert isinstance(attrs, dict)
+        return attrs
+
+    def read(
+        self, id_or_index: str | int, start: int = 0, stop: int | None = None, fields: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Read timesteps `[start, stop)` of one sequence.
+
+        Args:
+            id_or_index: The id of the sequence, or its index in `ids`.
+            start: The first timestep.
+            stop: The timestep after the last one; None: the end of the sequence.
+            fields: The fields to read; None: all.
+
+        Returns:
+            One array `[stop - start, *D]` per field, the caller's own.
+
+        Raises:
+            KeyError: There is no sequence with this id.
+            IndexError: There is no sequence with this index.
+            ValueError: The span does not lie in the sequence, or there is no such field.
+            CorruptionError: Stored bytes are not what was written.
+
+        Example:
+            >>> import streamseq as ss
+            >>> store = ss.from_arrays({"a": {"x": [1.0, 2.0, 3.0]}})
+            >>> store.read("a", 1)["x"]
+            array([2., 3.])
+        """
+        sequence = self._index(id_or_index)
+        length = int(self.lengths[sequence])
+        first = operator.index(start)
+        last = length if stop is None else operator.index(stop)
+        if not 0 <= first <= last <= length:
+            raise ValueError(
+                f"a span has 0 <= start <= stop <= length, got start {first}, stop {last} and length {length} "
+                f"of {self.ids[sequence].as_py()!r}"
+            )
+        return self._read(sequence, first, last, self._names(fields))
+
+    def _index(self, id_or_index: str | int) -> int:
+        if isinstance(id_or_index, str):
+            return self.index(id_or_index)
+        try:
+            index = operator.index(id_or_index)
+        except TypeError:
+            raise TypeError(f"a sequence is named by its id or its index, got {type(id_or_index).__name__}") from None
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequences are numbered from 0 to {len(self) - 1}, got {index}")
+        return index
+
+    def _names(self, fields: Sequence[str] | None) -> list[str]:
+        if fields is None:
+            return list(self.fields)
+        if isinstance(fields, str):
+            raise TypeError(f"fields is a list of names, got the string {fields!r}: put it in a list")
+        for name in fields:
+            if name not in self.fields:
+                raise ValueError(f"there is no field {name!r} in {self.uri}: it has {', '.join(self.fields)}")
+        return list(fields)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(
+            f"{name} {field.dtype}{list(field.shape) if field.shape else ''}" for name, field in self.fields.items()
+        )
+        return (
+            f"<Store {self.uri!r} version {self.version} ({self.backend}): {len(self):,} sequences, "
+            f"{self.num_timesteps:,} timesteps of {fields}>"
+        )

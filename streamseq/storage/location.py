@@ -1,0 +1,92 @@
+"""Where a store lies: from the address a user gives to the folders and files below its root."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_VERSION_FILE = re.compile(r"[0-9]{8,15}\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFolder:
+    """The folders and files of one store.
+
+    Example:
+        >>> StoreFolder(Path("plants.zarr")).version_file(3).as_posix()
+        'plants.zarr/versions/00000003.json'
+    """
+
+    root: Path
+
+    @property
+    def versions(self) -> Path:
+        """One JSON file a version; a version exists when its file does."""
+        return self.root / "versions"
+
+    @property
+    def shards(self) -> Path:
+        """One folder a shard, never changed."""
+        return self.root / "shards"
+
+    @property
+    def tables(self) -> Path:
+        """Which sequences a version added, and where their pieces lie."""
+        return self.root / "tables"
+
+    @property
+    def staging(self) -> Path:
+        """One folder a writer, for what is not published yet."""
+        return self.root / "staging"
+
+    def version_file(self, version: int) -> Path:
+        """The file of one version."""
+        return self.versions / f"{version:08d}.json"
+
+    def version_numbers(self) -> list[int]:
+        """The numbers of the versions committed here, ascending; empty where there is no store."""
+        try:
+            names = os.listdir(self.versions)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(int(name.removesuffix(".json")) for name in names if _VERSION_FILE.fullmatch(name))
+
+    def holds_only_leftovers(self) -> bool:
+        """Whether there is nothing at the root, or no more than what writers that never committed leave behind."""
+        try:
+            names = set(os.listdir(self.root))
+        except FileNotFoundError:
+            return True
+        return names <= {"versions", "shards", "tables", "staging", "zarr.json"} and not self.version_numbers()
+
+
+def local_path(uri: str | os.PathLike[str]) -> Path:
+    """Return the absolute path that an address names.
+
+    Args:
+        uri: A local path or a `file://` URL.
+
+    Raises:
+        TypeError: `uri` is neither text nor a path.
+        ValueError: The address is empty, or a URL of another scheme.
+
+    Example:
+        >>> local_path("file:///data/plants.zarr").as_posix()
+        '/data/plants.zarr'
+    """
+    text = os.fspath(uri)
+    if not isinstance(text, str):
+        raise TypeError(f"a store's address is text or a path, got {type(text).__name__}")
+    if not text:
+        raise ValueError("a store's address is a path, got an empty one")
+    if _SCHEME.match(text):
+        parts = urlsplit(text)
+        if parts.scheme.lower() != "file" or parts.netloc not in ("", "localhost"):
+            raise ValueError(f"a store's address is a local path or file:// URL, got {text!r}: copy it to a local path")
+        text = url2pathname(parts.path)
+    return Path(os.path.abspath(text))

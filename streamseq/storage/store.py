@@ -1,0 +1,105 @@
+"""`create`, `append` and `open`: the three ways to a store on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from streamseq.core.errors import StoreError
+from streamseq.core.fields import Field
+from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.interface import Store
+from streamseq.storage.layout import plan_layout
+from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.writer import Writer
+
+
+def create(
+    uri: str | os.PathLike[str],
+    fields: Mapping[str, Field],
+    backend: str | None = None,
+    chunk_bytes: int | None = None,
+    shard_bytes: int | None = None,
+) -> Writer:
+    """Return the writer of a new store; leaving its `with` block commits version 1.
+
+    Args:
+        uri: Where to put it: a local path or `file://` URL.
+        fields: The fields by name.
+        backend: "zarr" or "arrow"; None: by the suffix of the path, `.zarr` or `.arrow`.
+        chunk_bytes: Decoded bytes a chunk of one field, the unit of decoding; None: 1 MiB. At least one timestep.
+        shard_bytes: Decoded bytes a shard, the unit of files; None: 64 MiB.
+
+    Raises:
+        StoreError: There is a store already, or something else that is not an empty folder.
+        TypeError: A field is not a `Field`, or a number of bytes not an int.
+        ValueError: The backend is not known, a field cannot be stored in it, or a number of bytes is out of range.
+
+    Example:
+        >>> import tempfile, streamseq as ss
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with ss.create(folder + "/plants", {"x": ss.Field("uint8", (2,))}, backend="arrow") as writer:
+        ...         writer.write("plant-3", x=[[1, 2]])
+    """
+    path = local_path(uri)
+    layout = plan_layout(fields, _backend(path) if backend is None else backend, chunk_bytes, shard_bytes)
+    folder = StoreFolder(path)
+    if folder.version_numbers():
+        raise StoreError(f"{path} is a store already: add to it with ss.append, or choose another address")
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"a store is a folder, and {path} is a file: choose another address")
+    if not folder.holds_only_leftovers():
+        raise StoreError(f"a store is created in a new or empty folder, and {path} holds files: choose another address")
+    return Writer(folder, layout, None)
+
+
+def append(uri: str | os.PathLike[str]) -> Writer:
+    """Return a writer that adds to a store: new sequences, or more of the old ones.
+
+    Leaving its `with` block commits the next version, unless nothing was written. Older versions stay as they are.
+
+    Args:
+        uri: Where the store lies: a local path or `file://` URL.
+
+    Raises:
+        StoreError: There is no store.
+
+    Example:
+        >>> import tempfile, streamseq as ss
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with ss.create(folder + "/plants.zarr", {"x": ss.Field("uint8")}) as writer:
+        ...         writer.write("plant-3", x=[1, 2])
+        ...     with ss.append(folder + "/plants.zarr") as writer:
+        ...         writer.append("plant-3", x=[3])
+        ...     ss.open(folder + "/plants.zarr").read("plant-3")["x"], ss.open(folder + "/plants.zarr", 1).lengths
+        (array([1, 2, 3], dtype=uint8), array([2]))
+    """
+    base = DiskStore(uri)
+    return Writer(StoreFolder(local_path(uri)), base.layout, base)
+
+
+def open(uri: str | os.PathLike[str], version: int | None = None) -> Store:
+    """Open a version of a store; its shards are opened when they are read.
+
+    Args:
+        uri: Where the store lies: a local path or `file://` URL.
+        version: The version; None: the newest one.
+
+    Raises:
+        StoreError: There is no store, or no such version.
+        CorruptionError: The version file is not what was written.
+    """
+    store = DiskStore(uri, version)
+    _ = store.snapshot  # so that what is wrong with it shows here and not at the first use
+    return store
+
+
+def _backend(path: PurePath) -> str:
+    backend = {".zarr": "zarr", ".arrow": "arrow"}.get(path.suffix)
+    if backend is None:
+        raise ValueError(
+            f"a store is written as zarr or arrow, and {path.name!r} ends in neither .zarr nor .arrow: "
+            "say backend='zarr' or backend='arrow'"
+        )
+    return backend

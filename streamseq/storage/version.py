@@ -1,0 +1,291 @@
+"""The version file: everything that a version is, as one checksummed JSON document; writing, reading, validating."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from streamseq.core.errors import CorruptionError, StoreError
+from streamseq.core.fields import CODECS, Field, check_fields
+from streamseq.storage.checksum import crc32c, to_hex
+from streamseq.storage.layout import BACKENDS, MAX_CHUNK_BYTES, ShardLayout
+
+FORMAT = "streamseq"
+FORMAT_VERSION = 1
+
+_INT64_MAX = 2**63 - 1
+_WRITER_ID = re.compile(r"[0-9a-f]{16}")
+_SHARD_ID = re.compile(r"[0-9a-f]{16}-[0-9]{6,12}")
+_TABLE_FILE = re.compile(r"[0-9a-f]{16}\.(sequences|pieces)\.arrow")
+_CRC = re.compile(r"[0-9a-f]{8}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredField:
+    """One field of one shard: the size of its file, and the checksum of all its values, decoded."""
+
+    num_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One shard: its id, which names its folder, its timesteps and what its fields hold.
+
+    `manifest_crc32c` is the checksum of the file that says where the chunks lie; None for zarr, whose index has one.
+    """
+
+    id: str
+    num_timesteps: int
+    fields: Mapping[str, StoredField]
+    manifest_crc32c: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFile:
+    """One table on disk: its name in the folder of tables, its rows, its bytes and their checksum."""
+
+    name: str
+    num_rows: int
+    num_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """The tables that one version added: its new sequences, and its pieces of new and older ones."""
+
+    sequences: TableFile
+    pieces: TableFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """An immutable snapshot of a store: which sequences exist, and in which shards their pieces lie.
+
+    Rows are positions in the concatenation of the shards in order. Shards are only ever added at the end, so a row
+    means the same in every later version.
+    """
+
+    number: int
+    writer: str
+    created: str
+    software: str
+    layout: ShardLayout
+    shards: tuple[Shard, ...]
+    tables: tuple[Tables, ...]
+    num_sequences: int
+    num_timesteps: int
+    fingerprint: str
+
+
+def format_version(version: Version) -> bytes:
+    """Write a version as the bytes of its file."""
+    layout = version.layout
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "version": version.number,
+        "writer": version.writer,
+        "created": version.created,
+        "software": version.software,
+        "backend": layout.backend,
+        "fields": [
+            {
+                "name": name,
+                "dtype": field.dtype.name,
+                "shape": list(field.shape),
+                "codec": field.codec,
+                "stored_codec": layout.codecs[name],
+                "chunk_timesteps": layout.chunk_timesteps[name],
+            }
+            for name, field in layout.fields.items()
+        ],
+        "shard_timesteps": layout.shard_timesteps,
+        "shards": [
+            {
+                "id": shard.id,
+                "timesteps": shard.num_timesteps,
+                "fields": {
+                    name: {"bytes": stored.num_bytes, "crc32c": to_hex(stored.crc32c)}
+                    for name, stored in shard.fields.items()
+                },
+                **({} if shard.manifest_crc32c is None else {"manifest_crc32c": to_hex(shard.manifest_crc32c)}),
+            }
+            for shard in version.shards
+        ],
+        "tables": [
+            {
+                kind: {"file": file.name, "rows": file.num_rows, "bytes": file.num_bytes, "crc32c": to_hex(file.crc32c)}
+                for kind, file in (("sequences", tables.sequences), ("pieces", tables.pieces))
+            }
+            for tables in version.tables
+        ],
+        "sequences": version.num_sequences,
+        "timesteps": version.num_timesteps,
+        "fingerprint": version.fingerprint,
+    }
+    document["crc32c"] = to_hex(_document_crc(document))
+    return json.dumps(document, indent=1).encode()
+
+
+def parse_version(content: bytes, number: int, where: str) -> Version:
+    """Read the bytes of a version file, believing nothing that was not checked.
+
+    Args:
+        content: The bytes of the file.
+        number: The version it is the file of.
+        where: What to call it in an error.
+
+    Raises:
+        CorruptionError: The checksum does not fit, or the content breaks a rule of the format.
+        StoreError: It is not a file of this format, or of a later version of the format.
+    """
+    try:
+        document = json.loads(content)
+    except ValueError:
+        raise CorruptionError(f"{where} is not JSON: restore it from a copy, or open another version") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise StoreError(f"{where} does not describe a streamseq store: check the address")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise StoreError(
+            f"{where} has format version {document.get('format_version')!r}, this software reads {FORMAT_VERSION}: "
+            f"install the software that wrote it, {document.get('software')!r}, or a later one"
+        )
+    claimed = document.pop("crc32c", None)
+    found = to_hex(_document_crc(document))
+    if claimed != found:
+        raise CorruptionError(
+            f"{where} has crc32c {found} and says {claimed!r}: restore it from a copy, or open another version"
+        )
+    try:
+        return _version(document, number)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CorruptionError(f"{where} breaks the format: {reason}; it was not written by streamseq") from None
+
+
+def _document_crc(document: Mapping[str, Any]) -> int:
+    """The crc32c of the document without its own, in the one spelling that depends on nothing but the content."""
+    return crc32c(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _version(document: dict[str, Any], number: int) -> Version:
+    layout = _layout(document)
+    _require(document["version"] == number, f"it is the file of version {document['version']!r}")
+    shards = tuple(_shard(entry, layout) for entry in _list(document["shards"]))
+    tables = tuple(
+        Tables(sequences=_table(entry["sequences"], "sequences"), pieces=_table(entry["pieces"], "pieces"))
+        for entry in _list(document["tables"])
+    )
+    num_sequences = _count(document["sequences"])
+    num_timesteps = _count(document["timesteps"])
+    _require(len({shard.id for shard in shards}) == len(shards), "a shard is listed twice")
+    _require(sum(shard.num_timesteps for shard in shards) == num_timesteps, "timesteps and shards disagree")
+    _require(sum(entry.sequences.num_rows for entry in tables) == num_sequences, "sequences and tables disagree")
+    return Version(
+        number=number,
+        writer=_match(_WRITER_ID, document["writer"]),
+        created=_text(document["created"]),
+        software=_text(document["software"]),
+        layout=layout,
+        shards=shards,
+        tables=tables,
+        num_sequences=num_sequences,
+        num_timesteps=num_timesteps,
+        fingerprint=_match(_SHA256, document["fingerprint"]),
+    )
+
+
+def _layout(document: dict[str, Any]) -> ShardLayout:
+    backend = document["backend"]
+    _require(backend in BACKENDS, f"backend {backend!r}")
+    entries = _list(document["fields"])
+    names = [_text(entry["name"]) for entry in entries]
+    _require(len(set(names)) == len(names), "a field is listed twice")
+    fields = check_fields(
+        {
+            name: Field(_text(entry["dtype"]), tuple(_count(size) for size in _list(entry["shape"])), entry["codec"])
+            for name, entry in zip(names, entries, strict=True)
+        }
+    )
+    shard_timesteps = _positive(document["shard_timesteps"])
+    codecs, chunk_timesteps = {}, {}
+    for name, entry in zip(names, entries, strict=True):
+        codec = _text(entry["stored_codec"])
+        _require(codec in CODECS and (backend, codec) != ("arrow", "bitshuffle"), f"stored codec {codec!r}")
+        steps = _positive(entry["chunk_timesteps"])
+        _require(steps <= shard_timesteps, f"chunks of {steps} timesteps in shards of {shard_timesteps}")
+        _require(steps * fields[name].step_bytes <= MAX_CHUNK_BYTES, f"chunks of {steps} timesteps of field {name!r}")
+        codecs[name], chunk_timesteps[name] = codec, steps
+    return ShardLayout(
+        backend=backend, fields=fields, codecs=codecs, chunk_timesteps=chunk_timesteps, shard_timesteps=shard_timesteps
+    )
+
+
+def _shard(entry: dict[str, Any], layout: ShardLayout) -> Shard:
+    stored = {
+        name: StoredField(num_bytes=_count(value["bytes"]), crc32c=_crc(value["crc32c"]))
+        for name, value in entry["fields"].items()
+    }
+    shard = Shard(
+        id=_match(_SHARD_ID, entry["id"]),
+        num_timesteps=_positive(entry["timesteps"]),
+        fields=stored,
+        manifest_crc32c=_crc(entry["manifest_crc32c"]) if layout.backend == "arrow" else None,
+    )
+    _require(shard.num_timesteps <= layout.shard_timesteps, f"shard {shard.id} is longer than a shard")
+    _require(stored.keys() == layout.fields.keys(), f"shard {shard.id} has other fields than the store")
+    return shard
+
+
+def _table(entry: dict[str, Any], kind: str) -> TableFile:
+    name = _match(_TABLE_FILE, entry["file"])
+    _require(f".{kind}." in name, f"table {name} is not one of {kind}")
+    return TableFile(
+        name=name,
+        num_rows=_count(entry["rows"]),
+        num_bytes=_count(entry["bytes"]),
+        crc32c=_crc(entry["crc32c"]),
+    )
+
+
+def _require(holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(rule)
+
+
+def _checked(kind: type[T], value: object, holds: Callable[[T], bool], rule: str) -> T:
+    if type(value) is not kind or not holds(value):
+        raise ValueError(f"{value!r} is not {rule}")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    return _checked(list, value, lambda _: True, "a list")
+
+
+def _text(value: object) -> str:
+    return _checked(str, value, lambda _: True, "text")
+
+
+def _count(value: object) -> int:
+    return _checked(int, value, lambda count: 0 <= count <= _INT64_MAX, "a count")
+
+
+def _positive(value: object) -> int:
+    return _checked(int, value, lambda count: 1 <= count <= _INT64_MAX, "a positive count")
+
+
+def _match(pattern: re.Pattern[str], value: object) -> str:
+    return _checked(str, value, lambda text: pattern.fullmatch(text) is not None, f"of the form {pattern.pattern}")
+
+
+def _crc(value: object) -> int:
+    return int(_match(_CRC, value), 16)

@@ -1,0 +1,130 @@
+"""The writer of a `with` block: one shard writer, whose receipt is committed when the block is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from streamseq.storage import commit
+from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.layout import ShardLayout
+from streamseq.storage.location import StoreFolder
+from streamseq.storage.receipts import abandon_receipts, commit_receipts
+from streamseq.storage.shard_writer import Receipt, ShardWriter, agreed_attrs, attrs_json
+
+
+class Writer:
+    """Writes sequences into the next version of a store; for one thread.
+
+    The version is committed when the `with` block is left, and by an exception in the block nothing is.
+
+    Example:
+        >>> import tempfile, streamseq as ss
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with ss.create(folder + "/plants.zarr", {"x": ss.Field("float32")}) as writer:
+        ...         writer.write("plant-3", x=[0.5, 1.5], attrs={"site": "north"})
+        ...         writer.append("plant-4", x=[2.5])
+        ...         writer.append("plant-4", x=[3.5])
+        ...     ss.open(folder + "/plants.zarr").lengths
+        array([2, 2])
+    """
+
+    def __init__(self, folder: StoreFolder, layout: ShardLayout, base: DiskStore | None) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._base = base
+        self._shards: ShardWriter | None = None
+        self._made: list[Path] = []
+        self._used = False
+
+    def write(self, id: str, /, attrs: Mapping[str, Any] | None = None, **arrays: Any) -> None:
+        """Write a whole sequence. A call that refuses its arguments writes nothing.
+
+        Args:
+            id: The id of the sequence, a new one.
+            attrs: Its attributes: a dict that JSON can hold.
+            **arrays: One array `[n, *D]` per field, all of the same n, which may be 0.
+
+        Raises:
+            TypeError: The id or an array has the wrong type, or attributes are not JSON.
+            ValueError: There is such a sequence already, a field is missing or unknown, a shape is wrong, lengths
+                differ, or the block was left.
+        """
+        shards = self._writing()
+        if isinstance(id, str) and (id in shards or self._known(id) is not None):
+            raise ValueError(f"a sequence is written once, and there is {id!r} already: use append to make it longer")
+        shards.append(id, arrays, attrs)
+
+    def append(self, id: str, /, attrs: Mapping[str, Any] | None = None, **arrays: Any) -> None:
+        """Write the next timesteps of a sequence, new or not. A call that refuses its arguments writes nothing.
+
+        Args:
+            id: The id of the sequence.
+            attrs: Its attributes. They are set once: later calls leave them out or repeat them.
+            **arrays: One array `[n, *D]` per field, all of the same n, which may be 0.
+
+        Raises:
+            TypeError: The id or an array has the wrong type, or attributes are not JSON.
+            ValueError: A field is missing or unknown, a shape is wrong, lengths differ, attributes are not those given
+                before, or the block was left.
+        """
+        shards = self._writing()
+        if self._base is not None and attrs is not None and isinstance(id, str):
+            known = self._base.find(id)
+            if known is not None:
+                agreed_attrs(id, self._base.attrs_json(known), attrs_json(id, attrs))
+        shards.append(id, arrays, attrs)
+
+    def __enter__(self) -> Self:
+        if self._used:
+            raise ValueError("a writer is used for one block: call ss.append for the next one")
+        self._used = True
+        self._made = commit.make_folder(self._folder.staging)
+        self._shards = ShardWriter(self._folder.root, self._layout)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shards, self._shards = self._shards, None
+        assert shards is not None
+        receipt: Receipt | None = None
+        committed = False
+        try:
+            if kind is None:
+                receipt = shards.finish()
+                commit_receipts(self._folder.root, self._layout, [receipt], self._base.version if self._base else 0)
+                committed = True
+        finally:
+            if not committed:
+                if receipt is None:
+                    shards.abandon()
+                else:
+                    abandon_receipts(self._folder.root, [receipt])
+                if self._base is None:
+                    self._remove_made()
+
+    def _writing(self) -> ShardWriter:
+        if self._shards is None:
+            what = "its block was left" if self._used else "it has no block yet"
+            raise ValueError(
+                f"a writer writes inside its `with` block, and {what}: use `with ss.append(...) as writer`"
+            )
+        return self._shards
+
+    def _known(self, id: str) -> int | None:
+        return None if self._base is None else self._base.find(id)
+
+    def _remove_made(self) -> None:
+        """Remove the folders of a store that does not come to be; those that hold anything of others stay."""
+        if self._folder.version_numbers():
+            return
+        folder = self._folder
+        below = (folder.staging, folder.shards, folder.tables, folder.versions)
+        for path in below:
+            commit.remove_empty_folder(path, "zarr.json")
+        for path in reversed(self._made):
+            if path not in below:
+                commit.remove_empty_folder(path, "zarr.json")
