@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -83,7 +84,9 @@ def put_if_absent(path: Path, content: bytes, staging: Path) -> bool:
         os.link(staged, path)
     except FileExistsError:
         return False
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
         raise StoreError(f"a store lies on a file system with hard links, {path} is not on one: move it") from error
     finally:
         staged.unlink()

@@ -22,8 +22,10 @@ class Reader(ABC):
     A stream makes one reader for each of its threads.
     """
 
-    decoded: int
-    """Chunks decoded so far."""
+    @property
+    @abstractmethod
+    def decoded(self) -> int:
+        """Chunks decoded so far."""
 
     @abstractmethod
     def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:

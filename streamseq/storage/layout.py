@@ -59,7 +59,7 @@ def plan_layout(
     Example:
         >>> layout = plan_layout({"x": Field("float32", (7,))}, "zarr")
         >>> layout.codecs["x"], layout.chunk_timesteps["x"], layout.shard_timesteps
-        ('bitshuffle', 37449, 2359287)
+        ('bitshuffle', 37449, 2396736)
     """
     if backend not in BACKENDS:
         raise ValueError(f"a store's backend is 'zarr' or 'arrow', got {backend!r}")

@@ -160,11 +160,14 @@ class MemoryStore(Store):
 class MemoryReader(Reader):
     """Hands out views of the arrays; it decodes nothing."""
 
-    decoded = 0
-
     def __init__(self, fields: list[str], arrays: list[dict[str, NDArray[Any]]]) -> None:
         self._fields = frozenset(fields)
         self._arrays = arrays
+
+    @property
+    def decoded(self) -> int:
+        """Always 0."""
+        return 0
 
     def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
         """See `Reader.slices`."""

@@ -54,8 +54,8 @@ class DiskReader(Reader):
         self._columns = {name: _Column(folder, version, name, bounds[:-1], cache_chunks, open_files) for name in fields}
 
     @property
-    def decoded(self) -> int:  # type: ignore[override]
-        """Chunks decoded so far."""
+    def decoded(self) -> int:
+        """See `Reader.decoded`."""
         return sum(column.decoded for column in self._columns.values())
 
     def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
@@ -170,7 +170,7 @@ class _Column:
         field, codec, stored = layout.fields[name], layout.codecs[name], shard.fields[name]
         steps = self._chunk_timesteps
         if layout.backend == "zarr":
-            return open_zarr_chunks(path, name, field, codec, shard.num_timesteps, steps, stored.num_bytes, where)
+            return open_zarr_chunks(path, name, field, codec, shard.num_timesteps, steps, stored, where)
         return ArrowChunks(
             path, name, field, codec, shard.num_timesteps, steps, stored.num_bytes, shard.manifest_crc32c, where
         )

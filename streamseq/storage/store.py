@@ -37,10 +37,10 @@ def create(
         ValueError: The backend is not known, a field cannot be stored in it, or a number of bytes is out of range.
 
     Example:
-        >>> import tempfile, streamseq as ss
+        >>> import tempfile, numpy as np, streamseq as ss
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with ss.create(folder + "/plants", {"x": ss.Field("uint8", (2,))}, backend="arrow") as writer:
-        ...         writer.write("plant-3", x=[[1, 2]])
+        ...         writer.write("plant-3", x=np.uint8([[1, 2]]))
     """
     path = local_path(uri)
     layout = plan_layout(fields, _backend(path) if backend is None else backend, chunk_bytes, shard_bytes)
@@ -66,12 +66,12 @@ def append(uri: str | os.PathLike[str]) -> Writer:
         StoreError: There is no store.
 
     Example:
-        >>> import tempfile, streamseq as ss
+        >>> import tempfile, numpy as np, streamseq as ss
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with ss.create(folder + "/plants.zarr", {"x": ss.Field("uint8")}) as writer:
-        ...         writer.write("plant-3", x=[1, 2])
+        ...         writer.write("plant-3", x=np.uint8([1, 2]))
         ...     with ss.append(folder + "/plants.zarr") as writer:
-        ...         writer.append("plant-3", x=[3])
+        ...         writer.append("plant-3", x=np.uint8([3]))
         ...     ss.open(folder + "/plants.zarr").read("plant-3")["x"], ss.open(folder + "/plants.zarr", 1).lengths
         (array([1, 2, 3], dtype=uint8), array([2]))
     """

@@ -21,12 +21,12 @@ class Writer:
     The version is committed when the `with` block is left, and by an exception in the block nothing is.
 
     Example:
-        >>> import tempfile, streamseq as ss
+        >>> import tempfile, numpy as np, streamseq as ss
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with ss.create(folder + "/plants.zarr", {"x": ss.Field("float32")}) as writer:
-        ...         writer.write("plant-3", x=[0.5, 1.5], attrs={"site": "north"})
-        ...         writer.append("plant-4", x=[2.5])
-        ...         writer.append("plant-4", x=[3.5])
+        ...         writer.write("plant-3", x=np.float32([0.5, 1.5]), attrs={"site": "north"})
+        ...         writer.append("plant-4", x=np.float32([2.5]))
+        ...         writer.append("plant-4", x=np.float32([3.5]))
         ...     ss.open(folder + "/plants.zarr").lengths
         array([2, 2])
     """

@@ -212,10 +212,13 @@ class ZarrChunks:
 
 
 class ZarrPythonChunks:
-    """Reads the chunks of one field of one shard through zarr-python: an array with codecs that are not ours."""
+    """Reads the chunks of one field of one shard through zarr-python: an array with codecs that are not ours.
+
+    Such codecs need not have checksums, and a missing key reads as zeros: all values are checked when it is opened.
+    """
 
     def __init__(
-        self, shard: Path, name: str, field: Field, num_timesteps: int, chunk_timesteps: int, where: str
+        self, shard: Path, name: str, field: Field, num_timesteps: int, chunk_timesteps: int, crc: int, where: str
     ) -> None:
         import zarr
 
@@ -232,6 +235,11 @@ class ZarrPythonChunks:
         self._array = array
         self._chunk_timesteps = chunk_timesteps
         self._where = where
+        found = 0
+        for chunk in range(-(-num_timesteps // chunk_timesteps)):
+            found = crc32c(as_bytes(np.ascontiguousarray(self.decode(chunk, None))), found)
+        if found != crc:
+            raise CorruptionError(f"{where} has other values than were written: restore the shard")
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
         """Return chunk `[m, *D]`; `spare` is left alone.
@@ -256,7 +264,7 @@ def open_zarr_chunks(
     codec: str,
     num_timesteps: int,
     chunk_timesteps: int,
-    num_bytes: int,
+    stored: StoredField,
     where: str,
 ) -> ZarrChunks | ZarrPythonChunks:
     """Open one field of one shard, of `chunk_timesteps` timesteps a chunk (fewer where the shard has fewer).
@@ -268,12 +276,12 @@ def open_zarr_chunks(
     try:
         document = json.loads((shard / name / "zarr.json").read_bytes())
         if document == array_document(name, field, codec, num_timesteps, steps):
-            return ZarrChunks(shard, name, field, codec, num_timesteps, steps, num_bytes, where)
+            return ZarrChunks(shard, name, field, codec, num_timesteps, steps, stored.num_bytes, where)
     except FileNotFoundError as error:
         raise CorruptionError(f"{where} lacks the file {error.filename}: restore the shard") from None
     except ValueError:
         raise CorruptionError(f"{where} has a zarr.json that is not JSON: restore the shard") from None
-    return ZarrPythonChunks(shard, name, field, num_timesteps, steps, where)
+    return ZarrPythonChunks(shard, name, field, num_timesteps, steps, stored.crc32c, where)
 
 
 def _decoded_bytes(data: memoryview, codec: str) -> int | None:
