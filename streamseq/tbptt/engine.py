@@ -166,19 +166,18 @@ class TBPTT:
         grid = Grid(k1=k1, k2=None if whole else self._grid.k2)
         return next(self._update_on_grid(grid, [window]), None)
 
-    def _arrive(self, window: Window) -> int:
-        """Take a window up: check that it follows, and return the time of its start."""
+    def _arrive(self, window: Window, *, first: bool) -> int:
+        """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
         token = window.token
         check_follows(token, None if token.starts_anew.all() else self._token)
         self._origin = token.step if token.window is None else 0
         time = (token.step - self._origin) * window.num_steps
-        if token.starts_anew.all():
-            # Nothing before can matter again, nor be asked of the source, which may be another one by now.
+        anew = token.starts_anew
+        if first and anew.all():
+            # Nothing before can matter again.
             self._past.clear()
             self._kept = None
-            self._began = np.full(len(token.lane), time)
-        else:
-            self._began = np.where(token.starts_anew, time, self._began)
+        self._began = np.full(len(anew), time) if anew.all() else np.where(anew, time, self._began)
         self._token = token
         self._past.add(window)
         return time
@@ -187,7 +186,7 @@ class TBPTT:
         assert grid.k1 is not None
         group: _Group | None = None
         for window in windows:
-            time = self._arrive(window)
+            time = self._arrive(window, first=group is None)
             length = window.num_steps
             if window.token.window is None or grid.k1 <= length:
                 yield from self._updates_within(grid, window, time)
@@ -302,7 +301,7 @@ class TBPTT:
             if sweep is not None and window.token.starts_anew.all():
                 yield from self._update_of_cohort(sweep, pending, valid)
                 sweep = None
-            time = self._arrive(window)
+            time = self._arrive(window, first=sweep is None)
             if sweep is None:
                 sweep = Sweep(self._model, self._replay, self._past, None)
                 pending, begin, valid, cohorts = [], time, 0, cohorts + 1
