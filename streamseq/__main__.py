@@ -1,0 +1,5 @@
+"""`python -m streamseq`, the same as `streamseq`."""
+
+from streamseq.cli import main
+
+main()

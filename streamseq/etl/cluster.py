@@ -1,0 +1,136 @@
+"""The Dask cluster of a job: the only module that talks to Dask."""
+
+# Most of distributed has no types.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import Any
+
+import distributed
+from distributed import Client, Future, KilledWorker, LocalCluster
+
+from streamseq.core.errors import StreamseqError
+from streamseq.etl.workers import Workers
+
+# Enough for every thread to find its next task waiting, few enough that a huge source fits in the scheduler.
+_TASKS_PER_THREAD = 2
+# How long a cluster may have no workers at all: some take this long to start, or to come back.
+_PATIENCE_SECONDS = 60.0
+_POLL_SECONDS = 2.0
+# How long tasks get to end when their job has; each looks after every piece of its data.
+_LAST_WAIT_SECONDS = 10.0
+
+
+class Pool:
+    """Runs tasks on the workers of a client."""
+
+    def __init__(self, client: Client) -> None:
+        if client.asynchronous:
+            raise TypeError(
+                "a job needs a synchronous Dask client, got an asynchronous one: use distributed.Client(address)"
+            )
+        self._client = client
+        self._last_worker_seen = time.monotonic()
+
+    def capacity(self) -> int:
+        """How many tasks should be in flight."""
+        return _TASKS_PER_THREAD * max(1, sum(self._client.nthreads().values()))
+
+    def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
+        """Start a task. One that a worker dies of is tried again elsewhere, as Dask is configured."""
+        return self._client.submit(function, *args, pure=False)
+
+    def wait(self, futures: list[Future[Any]]) -> set[Future[Any]]:
+        """Return the tasks that have ended, at least one.
+
+        Raises:
+            StreamseqError: The cluster is gone, or has had no workers for a minute.
+        """
+        while True:
+            try:
+                with self._client.as_current():
+                    return set(distributed.wait(futures, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done)
+            except CancelledError:
+                raise _lost() from None
+            except TimeoutError:
+                self._look_for_workers()
+
+    def result(self, future: Future[Any]) -> Any:
+        """Return what an ended task returned, or raise what it raised.
+
+        Raises:
+            StreamseqError: The workers died that ran it.
+        """
+        try:
+            return future.result()
+        except KilledWorker as error:
+            raise StreamseqError(
+                f"a Dask worker died of a task, and so did those that tried it again ({error.last_worker.address} was "
+                "the last): look into its log, memory may have run out"
+            ) from None
+        except CancelledError:
+            raise _lost() from None
+
+    def let_end(self, futures: list[Future[Any]]) -> None:
+        """Wait a little for tasks whose job has ended, and forget them."""
+        try:
+            with self._client.as_current():
+                distributed.wait(futures, timeout=_LAST_WAIT_SECONDS)
+        except (TimeoutError, CancelledError):
+            self._client.cancel(futures)
+
+    def _look_for_workers(self) -> None:
+        now = time.monotonic()
+        if self._client.nthreads():
+            self._last_worker_seen = now
+        elif now - self._last_worker_seen > _PATIENCE_SECONDS:
+            raise StreamseqError(
+                f"the Dask cluster has had no worker for {_PATIENCE_SECONDS:.0f} s, they died or never came: look into "
+                "their logs"
+            )
+
+
+@contextmanager
+def connect(workers: Workers) -> Iterator[Pool]:
+    """Yield the pool of a job; a client or cluster that was made for it is closed at the end.
+
+    Raises:
+        StreamseqError: No scheduler answers at the address.
+    """
+    if workers.client is not None:
+        yield Pool(workers.client)
+    elif workers.scheduler is not None:
+        try:
+            remote = Client(workers.scheduler, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise StreamseqError(
+                f"no Dask scheduler answers at {workers.scheduler!r}: check the address ({error})"
+            ) from None
+        with remote:
+            yield Pool(remote)
+    else:
+        # Threads: reading, checksums and compression release the GIL, and nothing has to be copied to a process. What
+        # goes wrong in a task is told by its error, so the cluster's log would only say it twice.
+        with (
+            LocalCluster(
+                n_workers=1,
+                threads_per_worker=workers.threads or os.cpu_count() or 1,
+                processes=False,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as local,
+        ):
+            yield Pool(local)
+
+
+def _lost() -> StreamseqError:
+    return StreamseqError("the Dask cluster was closed or lost while it worked: start it again and repeat the job")

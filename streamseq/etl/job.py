@@ -1,0 +1,198 @@
+"""`ingest`: the Dask job that writes a source into a new store, one task a partition, one version at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from streamseq.etl.report import Report
+from streamseq.etl.source import Partition, Source, SourceError
+from streamseq.etl.task import TaskResult, duplicate_id, run_task
+from streamseq.etl.workers import Workers
+from streamseq.storage import commit
+from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.layout import ShardLayout, plan_layout
+from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.receipts import commit_receipts
+from streamseq.storage.shard_writer import Receipt
+from streamseq.storage.store import create
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+
+def ingest(
+    source: Source,
+    uri: str | os.PathLike[str],
+    *,
+    client: Client | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    backend: str | None = None,
+    chunk_bytes: int | None = None,
+    shard_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write a source into a new store, in parallel; the store is the same for any number of workers.
+
+    The version is committed when all of it is written. A job that fails or is interrupted leaves nothing.
+
+    Args:
+        source: Where the data comes from; see `streamseq.etl.source`.
+        uri: Where to put the store: a local path that all workers have, or a `file://` URL.
+        client: A Dask client, whose workers do the work.
+        workers: Without a client, the number of threads of this process; None: one a core.
+        scheduler: The address of a Dask scheduler to use instead.
+        backend: "zarr" or "arrow"; None: by the suffix of the path, `.zarr` or `.arrow`.
+        chunk_bytes: Decoded bytes a chunk of one field; None: 1 MiB.
+        shard_bytes: Decoded bytes a shard; None: 64 MiB.
+        progress: Called with the bytes of input done and of all, at the start and after every partition.
+
+    Raises:
+        StoreError: There is a store already, or something else that is not an empty folder.
+        SourceError: The data is not what it has to be, or there is none.
+        StreamseqError: The workers died, or there are none.
+        TypeError, ValueError: An argument is wrong.
+
+    Example:
+        >>> import tempfile, streamseq as ss
+        >>> from pathlib import Path
+        >>> from streamseq_pipelines.text import TextSource
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.txt").write_bytes(b"one")
+        ...     report = ss.ingest(TextSource([folder + "/a.txt"]), folder + "/texts.zarr")
+        ...     ss.open(report.store).read("a.txt")["x"].tobytes()
+        b'one'
+    """
+    began = time.monotonic()
+    chosen = Workers(client=client, threads=workers, scheduler=scheduler)
+    create(
+        uri, source.fields, backend, chunk_bytes, shard_bytes
+    )  # refuses what cannot become a store, and writes nothing
+    root = local_path(uri)
+    layout = plan_layout(source.fields, backend or root.suffix.removeprefix("."), chunk_bytes, shard_bytes)
+    shard_size = layout.shard_timesteps * sum(field.step_bytes for field in layout.fields.values())
+    partitions = list(source.partitions(shard_size))
+    if not partitions:
+        raise SourceError("a source has at least one partition, got none: there is nothing to write")
+    with _StagedJob(root) as job:
+        results = _run(source, partitions, layout, job, chosen, progress)
+        receipts = [result.receipt for result in results]
+        _check_order(receipts)
+        if not any(receipt.num_timesteps for receipt in receipts):
+            left_out = [skipped for result in results for skipped in result.skipped]
+            why = f", {left_out[0].what} was left out ({left_out[0].reason})" if left_out else ""
+            raise SourceError(
+                f"a store holds at least one timestep, the source has none{why}: there is nothing to write"
+            )
+        version = commit_receipts(root, layout, receipts)
+    return Report(
+        store=str(root),
+        version=version,
+        sequences=len({id for receipt in receipts for id in receipt.ids}),
+        timesteps=sum(receipt.num_timesteps for receipt in receipts),
+        bytes_in=sum(result.bytes_in for result in results),
+        bytes_out=sum(
+            stored.num_bytes for receipt in receipts for shard in receipt.shards for stored in shard.fields.values()
+        ),
+        seconds=time.monotonic() - began,
+        skipped=tuple(skipped for result in results for skipped in result.skipped),
+    )
+
+
+class _StagedJob:
+    """The folder of a job in the staging area; leaving the block removes all that was not committed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folder = StoreFolder(root)
+        self.path = self._folder.staging / f"job-{uuid.uuid4().hex[:16]}"
+        self._stopped = self.path.with_name(f"{self.path.name}-stopped")
+        self._made: list[Path] = []
+
+    def __enter__(self) -> _StagedJob:
+        self._made = commit.make_folder(self.path)
+        return self
+
+    def stop(self) -> None:
+        """Make running tasks stop at their next piece, and those that wait at once."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(self._stopped)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        folder = self._folder
+        committed = set()
+        if folder.version_numbers():
+            committed = {shard.id.split("-")[0] for shard in DiskStore(self.root).snapshot.shards}
+        # Those of workers that died are among them, which nobody else would remove.
+        for writer in os.listdir(self._stopped):
+            if writer not in committed:
+                commit.remove_tree(folder.staging / writer)
+                for shard in folder.shards.glob(f"{writer}-*"):
+                    commit.remove_tree(shard)
+        commit.remove_tree(self._stopped)
+        if not folder.version_numbers():
+            below = (folder.staging, folder.shards, folder.tables, folder.versions)
+            made = [path for path in self._made if path not in (self.path, *below)]
+            for path in (*below, *reversed(made)):
+                commit.remove_empty_folder(path, "zarr.json")
+
+
+def _run(
+    source: Source,
+    partitions: Sequence[Partition],
+    layout: ShardLayout,
+    job: _StagedJob,
+    workers: Workers,
+    progress: Callable[[int, int], None] | None,
+) -> list[TaskResult]:
+    """Run one task a partition and return what they hand back, in the order of the partitions."""
+    # Here, for a source that is refused should be so at once: importing this takes longer than anything before it.
+    from streamseq.etl.cluster import connect
+
+    total = sum(partition.num_bytes for partition in partitions)
+    done = 0
+    results: dict[int, TaskResult] = {}
+    with connect(workers) as pool:
+        flying: dict[Future[TaskResult], int] = {}
+        following = iter(enumerate(partitions))
+        if progress is not None:
+            progress(0, total)
+        try:
+            while len(results) < len(partitions):
+                for number, partition in islice(following, max(0, pool.capacity() - len(flying))):
+                    flying[pool.submit(run_task, source, partition, job.root, layout, job.path)] = number
+                for future in pool.wait(list(flying)):
+                    number = flying[future]
+                    results[number] = pool.result(future)
+                    del flying[future]
+                    done += partitions[number].num_bytes
+                    if progress is not None:
+                        progress(done, total)
+        except BaseException:
+            job.stop()
+            pool.let_end(list(flying))
+            raise
+    return [results[number] for number in range(len(partitions))]
+
+
+def _check_order(receipts: Sequence[Receipt]) -> None:
+    """Check that an id in several partitions is one sequence: the last of one and the first of the next."""
+    seen: set[str] = set()
+    last: str | None = None
+    for receipt in receipts:
+        for id in receipt.ids:
+            if id in seen and id != last:
+                raise duplicate_id(id)
+            seen.add(id)
+            last = id

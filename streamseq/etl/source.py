@@ -1,0 +1,118 @@
+"""What a source is: raw data that is cut into partitions, each of which yields pieces of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from streamseq.core.errors import StreamseqError
+from streamseq.core.fields import Field
+
+_MIB = 1 << 20
+# Data smaller than a few shards is cut finer, so that all workers have something to do.
+_FEWEST_PARTITIONS = 32
+_SMALLEST_PARTITION = 4 * _MIB
+
+
+class SourceError(StreamseqError):
+    """The data that a source reads is not what it has to be; the message names the file or the sequence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """What one task reads; picklable.
+
+    Args:
+        num_bytes: The bytes of input, as far as they are known beforehand: what progress is counted in.
+        content: What the source needs to find its data again.
+    """
+
+    num_bytes: int
+    content: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """The next timesteps of a sequence, which may be all of it.
+
+    Args:
+        id: The id of the sequence.
+        arrays: One array `[n, *D]` per field, all of the same n.
+        attrs: The attributes of the sequence; None where an earlier piece had them, or where there are none.
+    """
+
+    id: str
+    arrays: Mapping[str, NDArray[Any]]
+    attrs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """Something that was left out.
+
+    Args:
+        what: Its name: a file, a row, a sequence.
+        reason: Why, in a few words.
+        num_bytes: The bytes of input that were left out with it.
+    """
+
+    what: str
+    reason: str
+    num_bytes: int = field(default=0)
+
+
+class Source(Protocol):
+    """Raw data for `ss.ingest`. It is sent to every task, so it is small and can be pickled.
+
+    Example:
+        >>> import tempfile, numpy as np, streamseq as ss
+        >>> class Countdowns:
+        ...     fields = {"x": ss.Field("int64")}
+        ...     def partitions(self, target_bytes):
+        ...         return [Partition(num_bytes=8 * n, content=n) for n in (3, 5)]
+        ...     def read(self, partition):
+        ...         yield Piece(id=f"from-{partition.content}", arrays={"x": np.arange(partition.content)[::-1]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = ss.ingest(Countdowns(), folder + "/countdowns.zarr")
+        ...     ss.open(report.store).read("from-3")["x"]
+        array([2, 1, 0])
+    """
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """The fields of the sequences."""
+        ...
+
+    def partitions(self, target_bytes: int) -> Sequence[Partition]:
+        """Cut the source into partitions of about `target_bytes` decoded bytes: a shard.
+
+        They depend on the source and on `target_bytes`, never on the number of workers, so that the store does not
+        either.
+        """
+        ...
+
+    def read(self, partition: Partition) -> Iterator[Piece | Skipped]:
+        """Yield what one partition holds, in order.
+
+        Consecutive pieces of one id, across partitions too, are one sequence; an id that comes back later is an error.
+        """
+        ...
+
+
+def partition_bytes(total_bytes: int, target_bytes: int) -> int:
+    """How large partitions of so much data are: a shard, or less where there would be too few for many workers.
+
+    Args:
+        total_bytes: Bytes of all the data.
+        target_bytes: Bytes of a shard.
+
+    Example:
+        >>> [partition_bytes(total, 64 << 20) >> 20 for total in (10**12, 10**9, 1)]
+        [64, 30, 4]
+    """
+    share = -(-total_bytes // _FEWEST_PARTITIONS)
+    whole_mib = -(-share // _MIB) * _MIB
+    return max(1, min(target_bytes, max(_SMALLEST_PARTITION, whole_mib)))
