@@ -95,7 +95,7 @@ class Writer:
         try:
             if kind is None:
                 receipt = shards.finish()
-                commit_receipts(self._folder.root, self._layout, [receipt], self._base.version if self._base else 0)
+                commit_receipts(self._folder.root, self._layout, [receipt], 0 if self._base is None else self._base.version)
                 committed = True
         finally:
             if not committed:

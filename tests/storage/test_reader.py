@@ -1,0 +1,172 @@
+"""How often the reader decodes, what it keeps, and that plain zarr and pyarrow read the same."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zarr
+
+import streamseq as ss
+
+FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
+
+
+@pytest.fixture
+def store(address, make):
+    with ss.create(address, FIELDS, chunk_bytes=80, shard_bytes=1700) as writer:
+        writer.write("a", **make(FIELDS, 0, 500))
+        writer.write("b", **make(FIELDS, 500, 500))
+    return ss.open(address)
+
+
+def num_chunks(store, name):
+    return sum(-(-shard.num_timesteps // store.chunk_timesteps[name]) for shard in store.snapshot.shards)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("step", [1, 7, 64])
+def test_sequential_pass_decodes_each_chunk_once(store, make, name, step):
+    wanted = make(FIELDS, 0, 1000)[name]
+    with store.reader([name], 1) as reader:
+        for sequence in (0, 1):
+            for start in range(0, 500, step):
+                stop = min(500, start + step)
+                parts = list(reader.slices(name, sequence, start, stop))
+                assert np.array_equal(np.concatenate(parts), wanted[500 * sequence + start : 500 * sequence + stop])
+        assert reader.decoded == num_chunks(store, name)
+
+
+def test_lanes_side_by_side_decode_each_chunk_once(store):
+    # Two lanes in step need two chunks of each field kept, and no more.
+    with store.reader(["x", "y"], 2) as reader:
+        for start in range(0, 500, 5):
+            for sequence in (0, 1):
+                for name in ("x", "y"):
+                    list(reader.slices(name, sequence, start, start + 5))
+        # The chunk in which one sequence ends and the other begins is decoded once by each of the two.
+        assert reader.decoded <= num_chunks(store, "x") + num_chunks(store, "y") + 2
+
+
+def test_a_chunk_read_to_its_end_is_the_first_to_go(store):
+    steps = store.chunk_timesteps["x"]
+    with store.reader(["x"], 2) as reader:
+        list(reader.slices("x", 0, 0, 1))
+        list(reader.slices("x", 0, steps, 2 * steps))
+        list(reader.slices("x", 0, 2 * steps, 2 * steps + 1))
+        assert reader.decoded == 3
+        list(reader.slices("x", 0, 1, 2))
+        assert reader.decoded == 3
+
+
+def test_least_recently_used_chunk_goes(store):
+    steps = store.chunk_timesteps["x"]
+    with store.reader(["x"], 2) as reader:
+        for chunk in (0, 1, 0, 2, 0):
+            list(reader.slices("x", 0, chunk * steps, chunk * steps + 1))
+        assert reader.decoded == 3
+
+
+def test_slices_inside_one_chunk_share_its_memory(store):
+    with store.reader(["x"], 1) as reader:
+        (first,) = reader.slices("x", 0, 0, 3)
+        (second,) = reader.slices("x", 0, 2, 5)
+        assert np.shares_memory(first, second)
+
+
+def test_memory_of_a_chunk_is_used_again_only_when_nobody_holds_it(tmp_path, make):
+    fields = {"x": ss.Field("int64")}
+    with ss.create(tmp_path / "s.zarr", fields, chunk_bytes=80) as writer:
+        writer.write("a", **make(fields, 0, 100))
+    with ss.open(tmp_path / "s.zarr").reader(["x"], 1) as reader:
+
+        def address(chunk):
+            (part,) = reader.slices("x", 0, 10 * chunk, 10 * chunk + 9)
+            return part.__array_interface__["data"][0]
+
+        assert address(0) == address(1)
+        (held,) = reader.slices("x", 0, 20, 29)
+        assert address(3) != held.__array_interface__["data"][0]
+        assert held.tolist() == list(range(20, 29))
+
+
+def test_uncompressed_arrow_is_read_without_a_copy(tmp_path, make):
+    fields = {"x": ss.Field("float64", (2,), codec="none")}
+    with ss.create(tmp_path / "s.arrow", fields, chunk_bytes=320) as writer:
+        writer.write("a", **make(fields, 0, 100))
+    with ss.open(tmp_path / "s.arrow").reader(["x"], 1) as reader:
+        before = pa.total_allocated_bytes()
+        held = list(reader.slices("x", 0, 0, 100))
+        assert pa.total_allocated_bytes() - before < 320
+    assert np.array_equal(np.concatenate(held), make(fields, 0, 100)["x"])
+
+
+def test_more_shards_than_files_may_be_open(address, make):
+    fields = {"x": ss.Field("int64")}
+    with ss.create(address, fields, chunk_bytes=8, shard_bytes=8) as writer:
+        writer.write("a", **make(fields, 0, 200))
+    with ss.open(address).reader(["x"], 1) as reader:
+        for _ in range(2):
+            assert np.concatenate(list(reader.slices("x", 0, 0, 200))).tolist() == list(range(200))
+
+
+def shard_folders(store):
+    return [store._folder.shards / shard.id for shard in store.snapshot.shards]
+
+
+def test_plain_zarr_reads_what_was_written(tmp_path, make):
+    fields = FIELDS | {
+        "h": ss.Field("float16", (2, 2)),
+        "u": ss.Field("uint8", codec="lz4"),
+        "d": ss.Field("float64", codec="zstd"),
+    }
+    with ss.create(tmp_path / "s.zarr", fields, chunk_bytes=80, shard_bytes=5000) as writer:
+        writer.write("a", **make(fields, 0, 500))
+    group = zarr.open_group(tmp_path / "s.zarr", mode="r")
+    assert "shards" in dict(group.members())
+    store = ss.open(tmp_path / "s.zarr")
+    for name, wanted in make(fields, 0, 500).items():
+        shards = [group["shards"][shard.id][name] for shard in store.snapshot.shards]
+        assert len(shards) > 1
+        assert np.array_equal(np.concatenate([array[:] for array in shards]), wanted)
+        assert shards[0].metadata.dimension_names[0] == "timestep"
+        for array, folder in zip(shards, shard_folders(store), strict=True):
+            assert len([path for path in (folder / name / "c").rglob("*") if path.is_file()]) == 1
+            assert array.chunks[0] == min(store.chunk_timesteps[name], array.shape[0])
+
+
+def test_plain_pyarrow_reads_what_was_written(tmp_path, make):
+    fields = {"x": ss.Field("float32", (2, 3)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool", (3,))}
+    with ss.create(tmp_path / "s.arrow", fields, chunk_bytes=80, shard_bytes=5000) as writer:
+        writer.write("a", **make(fields, 0, 500))
+    store = ss.open(tmp_path / "s.arrow")
+    wanted = make(fields, 0, 500)
+    for name in fields:
+        batches = [
+            batch
+            for folder in shard_folders(store)
+            for batch in pa.ipc.open_file(folder / f"{name}.arrow").read_all().to_batches()
+        ]
+        assert len(batches) > 1
+        columns = [batch.column(0) for batch in batches]
+        flat = [column.storage.flatten() if fields[name].shape else column for column in columns]
+        values = np.concatenate([part.to_numpy(zero_copy_only=False) for part in flat])
+        assert np.array_equal(values.reshape(wanted[name].shape), wanted[name])
+    first = pa.ipc.open_file(shard_folders(store)[0] / "x.arrow")
+    assert first.get_batch(0).num_rows == store.chunk_timesteps["x"]
+    assert first.schema.field("x").type == pa.fixed_shape_tensor(pa.float32(), (2, 3))
+
+
+def test_array_with_other_codecs_is_read_through_zarr(tmp_path, make, same):
+    fields = {"x": ss.Field("int32", (2,)), "y": ss.Field("int64")}
+    with ss.create(tmp_path / "s.zarr", fields, chunk_bytes=80) as writer:
+        writer.write("a", **make(fields, 0, 95))
+    store = ss.open(tmp_path / "s.zarr")
+    (shard,) = store.snapshot.shards
+    group = zarr.open_group(tmp_path / "s.zarr" / "shards" / shard.id, mode="r+")
+    values = make(fields, 0, 95)["x"]
+    group.create_array("x", data=values, chunks=(10, 2), compressors=zarr.codecs.GzipCodec(), overwrite=True)
+    same(store.read("a"), make(fields, 0, 95))
+    with store.reader(["x"], 1) as reader:
+        assert np.array_equal(np.concatenate(list(reader.slices("x", 0, 7, 93))), values[7:93])
+    group["x"][50] = 0
+    with pytest.raises(ss.CorruptionError, match="other values than were written"):
+        ss.open(tmp_path / "s.zarr").read("a")
