@@ -1,0 +1,39 @@
+"""Every example runs as it stands, in a process of its own, and prints what its page says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RUNS = {
+    "write_a_store.py": ([], "version 1 is still there"),
+    "carry_by_hand.py": ([], "epoch 2: train"),
+    "tbptt_in_memory.py": ([], "stopped after 150 and resumed"),
+    "exact_bptt.py": (["20000"], "through 20,000 timesteps"),
+}
+
+
+def test_every_example_is_run():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_example(name, tmp_path):
+    arguments, wanted = RUNS[name]
+    if name in ("write_a_store.py", "exact_bptt.py"):
+        arguments = [str(tmp_path), *arguments]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert wanted in done.stdout
+    assert done.stderr == ""
+    assert len((EXAMPLES / name).read_text().splitlines()) < 60
