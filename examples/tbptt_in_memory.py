@@ -17,10 +17,9 @@ import streamseq as ss
 
 torch.set_num_threads(1)  # a model this small is slower on two
 LAG, K = 6, 4
-rng = np.random.default_rng(0)
 arrays = {}
 for number in range(64):
-    bits = rng.integers(0, 2, 2_000)
+    bits = np.random.default_rng(number).integers(0, 2, 2_000)
     arrays[str(number)] = {"x": bits.astype(np.float32)[:, None] - 0.5, "target": np.roll(bits, LAG).astype(np.float32)}
 
 
