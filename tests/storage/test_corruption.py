@@ -9,6 +9,7 @@ import pytest
 
 import streamseq as ss
 from streamseq.storage.checksum import crc32c
+from streamseq.storage.rows import RowIndex
 from streamseq.storage.version import _document_crc, to_hex
 
 FIELDS = {
@@ -204,6 +205,15 @@ def test_pieces_that_do_not_lie_in_the_shards_are_refused(store, case):
     rewrite(store / "versions" / "00000001.json", mend)
     with pytest.raises(ss.CorruptionError, match="break the format: "):
         ss.open(store).read("a")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "num_timesteps"),
+    [([[0, 0, 2**62]] * 5, 2**62), ([[0, 2**62, 2**62], [0, 0, 1]], 2**62 + 1)],
+)
+def test_pieces_whose_sums_wrap_are_refused(pieces, num_timesteps):
+    with pytest.raises(ValueError, match="timesteps"):
+        RowIndex(np.array(pieces), 1, num_timesteps)
 
 
 def test_chunk_that_decodes_to_another_size_is_refused(tmp_path, make):

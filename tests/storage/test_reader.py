@@ -6,6 +6,7 @@ import pytest
 import zarr
 
 import streamseq as ss
+from streamseq.storage.chunk_cache import ChunkCache
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
 
@@ -72,6 +73,20 @@ def test_slices_inside_one_chunk_share_its_memory(store):
         assert np.shares_memory(first, second)
 
 
+def test_cache_gives_back_the_memory_of_a_chunk_that_nobody_holds():
+    cache = ChunkCache(1)
+    cache.put((0, 0), np.zeros(3))
+    gone, spare = cache.make_room()
+    assert gone == (0, 0)
+    assert spare is not None
+    assert spare.flags.writeable
+    cache.put((0, 1), spare)
+    del spare
+    held = cache.get((0, 1))[1:]
+    assert cache.make_room() == ((0, 1), None)
+    assert not held.flags.writeable
+
+
 def test_memory_of_a_chunk_is_used_again_only_when_nobody_holds_it(tmp_path, make):
     fields = {"x": ss.Field("int64")}
     with ss.create(tmp_path / "s.zarr", fields, chunk_bytes=80) as writer:
@@ -105,6 +120,7 @@ def test_more_shards_than_files_may_be_open(address, make):
         writer.write("a", **make(fields, 0, 200))
     with ss.open(address).reader(["x"], 1) as reader:
         for _ in range(2):
+            assert len(reader._columns["x"]._files) <= 128
             assert np.concatenate(list(reader.slices("x", 0, 0, 200))).tolist() == list(range(200))
 
 

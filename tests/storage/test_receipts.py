@@ -56,6 +56,11 @@ def test_order_of_receipts_is_the_order_of_timesteps(address, layout, make):
     assert [entry.pieces.num_rows for entry in ss.open(address).snapshot.tables] == [1]
 
 
+def test_receipt_has_one_piece_for_what_is_contiguous(address, layout, make):
+    receipt = run_task(address, layout, [(id, make(FIELDS, i, 1), None) for i, id in enumerate("aaabba")])
+    assert receipt.pieces.tolist() == [[0, 0, 3], [1, 3, 2], [0, 5, 1]]
+
+
 def test_same_tasks_give_the_same_fingerprint_as_a_block(tmp_path, backend, layout, make):
     receipt = run_task(tmp_path / "tasks", layout, [("a", make(FIELDS, 0, 100), {"n": 1})])
     commit_receipts(tmp_path / "tasks", layout, [pickle.loads(pickle.dumps(receipt))])

@@ -1,5 +1,6 @@
 """Whatever is written in whatever pieces, over however many shards and versions, reads back."""
 
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -79,6 +80,27 @@ def test_every_version_has_its_own_fingerprint(address, make):
     with ss.append(address) as writer:
         writer.append("a", **make(fields, 10, 1))
     assert ss.open(address).fingerprint != ss.open(address, version=1).fingerprint
+
+
+def test_fingerprint_is_of_the_versions_before_too(tmp_path, backend, make):
+    fields = {"x": ss.Field("int32")}
+    for first in (0, 1):
+        with ss.create(tmp_path / f"{first}", fields, backend) as writer:
+            writer.write("a", **make(fields, first, 10))
+        with ss.append(tmp_path / f"{first}") as writer:
+            writer.append("a", **make(fields, 10, 1))
+    assert ss.open(tmp_path / "0").fingerprint != ss.open(tmp_path / "1").fingerprint
+
+
+def test_pickling_keeps_the_version(address, make):
+    fields = {"x": ss.Field("int32")}
+    with ss.create(address, fields) as writer:
+        writer.write("a", **make(fields, 0, 10))
+    first = ss.open(address)
+    with ss.append(address) as writer:
+        writer.append("a", **make(fields, 10, 1))
+    assert len(pickle.loads(pickle.dumps(first)).read("a")["x"]) == 10
+    assert len(pickle.loads(pickle.dumps(ss.open(address))).read("a")["x"]) == 11
 
 
 def test_values_are_kept_to_the_bit(address):
