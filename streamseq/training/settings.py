@@ -1,0 +1,119 @@
+"""The settings of a training run, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from streamseq.core.truncation import Grid
+
+# What may be another at each resume: it does not decide the parameters, or no more than their last bits.
+_FREE = frozenset({"threads", "device", "log_every", "evaluate_every", "checkpoint_every"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """All that decides a run of the reference trainer, beside the store.
+
+    Args:
+        k1: Timesteps between updates; None: n, the whole sequence.
+        k2: Timesteps that back-propagation reaches; None: n.
+        lanes: Sequences side by side, B.
+        window: Timesteps read at once; None: k1, or 256 where k1 is n.
+        segment: Timesteps whose activations live at once; None: as `TBPTT` has it.
+        field: The field of the store that is learnt: one byte a timestep.
+        layout: "sequences" or "even", see `StreamDataset`; None: "even" where there are fewer sequences than lanes
+            and k1 and k2 are not n.
+        shuffle: Whether sequences are taken in a random order.
+        held_out: The share of the sequences that is not trained on but evaluated; 0: none.
+        held_out_timesteps: How many timesteps of them are evaluated at most.
+        seed: Of the parameters, the shuffling, the split and dropout.
+        epochs: How often all sequences are seen, where `updates` is None.
+        updates: How many updates are made; None: as many as the epochs give.
+        cell, hidden, embedding, layers, dropout: See `ByteLanguageModel`.
+        learning_rate: Of Adam, at its highest.
+        final_learning_rate: To which it falls on a cosine until the end of the run, as a share of the highest.
+        warmup: Updates over which it rises from 0.
+        clip: The largest 2-norm of the gradient; a longer one is scaled down.
+        threads: torch's number of threads; None: probed, and on resume what the run had.
+        device: Where the model is.
+        log_every, evaluate_every, checkpoint_every: Updates from one to the next.
+
+    Raises:
+        ValueError: A number is out of its range.
+        TypeError: k1 or k2 is not an integer.
+    """
+
+    k1: int | None = 128
+    k2: int | None = 256
+    lanes: int = 32
+    window: int | None = None
+    segment: int | None = None
+    field: str = "x"
+    layout: str | None = None
+    shuffle: bool = True
+    held_out: float = 0.05
+    held_out_timesteps: int = 1 << 20
+    seed: int = 0
+    epochs: int = 1
+    updates: int | None = None
+    cell: str = "lstm"
+    hidden: int = 256
+    embedding: int = 64
+    layers: int = 1
+    dropout: float = 0.0
+    learning_rate: float = 4e-3
+    final_learning_rate: float = 0.05
+    warmup: int = 100
+    clip: float = 1.0
+    threads: int | None = None
+    device: str = "cpu"
+    log_every: int = 20
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        Grid(k1=self.k1, k2=self.k2)
+        for name in ("lanes", "held_out_timesteps", "epochs", "log_every", "evaluate_every", "checkpoint_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("window", "threads"):
+            value = getattr(self, name)
+            _check(name, value, value is None or value >= 1, "at least 1")
+        _check("updates", self.updates, self.updates is None or self.updates >= 0, "at least 0")
+        _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
+        _check("held_out", self.held_out, 0 <= self.held_out < 1, "a share in [0, 1)")
+        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "a number above 0")
+        _check("final_learning_rate", self.final_learning_rate, 0 <= self.final_learning_rate <= 1, "a share in [0, 1]")
+        _check("clip", self.clip, self.clip > 0, "above 0 (float('inf') for no clipping)")
+
+    @property
+    def window_length(self) -> int:
+        """Timesteps of a window."""
+        return self.window or self.k1 or 256
+
+    def bound(self) -> dict[str, Any]:
+        """The settings that a resumed run must share with its checkpoint."""
+        return {name: value for name, value in asdict(self).items() if name not in _FREE}
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> Self:
+        """The settings among the values that a checkpoint was saved with; others as they are by default."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def learning_rate_at(self, update: int, planned: int) -> float:
+        """The learning rate of an update: a linear rise, then a cosine down.
+
+        Args:
+            update: From 0.
+            planned: How many there will be.
+        """
+        rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        fall = (1 + math.cos(math.pi * min(1.0, update / max(1, planned)))) / 2
+        return self.learning_rate * rise * (self.final_learning_rate + (1 - self.final_learning_rate) * fall)
+
+
+def _check(name: str, value: object, right: bool, rule: str) -> None:
+    if not right:
+        raise ValueError(f"{name} is {rule}, got {value}")

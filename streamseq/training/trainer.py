@@ -1,0 +1,359 @@
+"""The reference trainer: TBPTT, Adam, clipping, evaluations and checkpoints, from a store to a result."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from streamseq.core.errors import ResumeError, StreamseqError
+from streamseq.data.loader import StreamLoader
+from streamseq.storage.interface import Store
+from streamseq.storage.store import open as open_store
+from streamseq.tbptt.engine import TBPTT, Update
+from streamseq.training.build import Streams, build_model, build_streams, planned_updates
+from streamseq.training.checkpoint import HasState, check_settings, load_checkpoint, read_checkpoint, save_checkpoint
+from streamseq.training.curves import draw_curves
+from streamseq.training.evaluate import evaluate
+from streamseq.training.interrupt import StopSignal
+from streamseq.training.metrics import MetricsLog
+from streamseq.training.model import next_byte_loss
+from streamseq.training.progress import Progress, Reporter, Silent
+from streamseq.training.result import Totals, TrainingResult
+from streamseq.training.settings import TrainingSettings
+from streamseq.training.threads import choose_threads, thread_count
+from streamseq.training.usage import TimedLoader, peak_rss_bytes
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+
+LN2 = math.log(2)
+
+
+class NonFiniteLossError(StreamseqError):
+    """The loss or its gradient is infinite or not a number; the parameters are still those before the update."""
+
+
+def train(
+    store: Store | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: TrainingSettings | None = None,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainingResult:
+    """Train a byte-level language model on a store, or go on with a run that was stopped.
+
+    The folder gets `checkpoint.pt`, `metrics.jsonl` and `curves.png`. Ctrl-C or SIGTERM ends the run at the end of a
+    window, with a checkpoint. A run that is stopped and resumed ends with the same parameters, bit for bit, as one
+    that is not, on the CPU with the same number of threads.
+
+    Args:
+        store: A store, or where one lies; of that the newest version, on resume the one that the run began with.
+        out: The run's folder.
+        settings: None: the defaults, on resume those of the run.
+        resume: Whether to go on with the run in `out`. One that is finished gives its result.
+        reporter: Hears of the progress.
+
+    Raises:
+        ValueError: `out` holds a run and it is not to be resumed, or the store cannot be trained on.
+        ResumeError: There is no whole checkpoint, or it was saved with other settings or on another store.
+        NonFiniteLossError: The loss or the gradient is not finite.
+        StoreError: There is no such store.
+
+    Example:
+        >>> import tempfile, numpy as np, streamseq as ss
+        >>> store = ss.from_arrays({f"{i}": {"x": np.arange(200, dtype=np.uint8)} for i in range(4)})
+        >>> settings = TrainingSettings(k1=16, k2=32, lanes=2, hidden=8, updates=3, threads=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = train(store, folder, settings)
+        >>> result.updates, result.timesteps
+        (3, 96)
+    """
+    folder = Path(out)
+    checkpoint = folder / CHECKPOINT
+    saved = None
+    if resume:
+        saved = read_checkpoint(checkpoint)
+        if "run" not in saved["parts"] or "store_version" not in saved["settings"]:
+            raise ResumeError(f"{checkpoint} is not a checkpoint of the trainer: name the folder of a run")
+        settings = settings or TrainingSettings.from_saved(saved["settings"])
+    elif checkpoint.exists() or (folder / METRICS).exists():
+        raise ValueError(
+            f"{folder} holds a run already: resume=True (--resume) goes on with it, or take another folder"
+        )
+    settings = settings or TrainingSettings()
+    if saved is not None:
+        check_settings(checkpoint, saved["settings"], settings.bound())
+    if not isinstance(store, Store):
+        store = open_store(store, version=None if saved is None else saved["settings"]["store_version"])
+    devices = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices), StopSignal() as stop:
+        torch.manual_seed(settings.seed)
+        trainer = _Trainer(store, folder, settings, reporter or Silent(), stop)
+        if saved is None:
+            trainer.begin()
+        else:
+            trainer.resume(saved["parts"]["run"])
+        return trainer.run()
+
+
+class _Trainer:
+    """One process's part of a run: `begin()` or `resume()`, then `run()`."""
+
+    def __init__(
+        self, store: Store, folder: Path, settings: TrainingSettings, reporter: Reporter, stop: StopSignal
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._reporter = reporter
+        self._stop = stop
+        self._store = store
+        self._streams: Streams = build_streams(store, settings)
+        self._loader = TimedLoader(self._streams.train, device=settings.device)
+        self._planned = planned_updates(self._streams.train, settings)
+        self._model = build_model(settings)
+        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate)
+        self._tbptt = TBPTT(
+            self._model,
+            next_byte_loss,
+            k1=settings.k1,
+            k2=settings.k2,
+            inputs=settings.field,
+            segment=settings.segment,
+        )
+        self._metrics = MetricsLog(folder / METRICS)
+        self._checkpoint = folder / CHECKPOINT
+        self._run = Totals()
+        self._waited_before = 0.0
+        self._saved_at = 0
+        #: Where the stream goes on after the last update.
+        self._position: HasState = self._loader
+
+    def begin(self) -> None:
+        """Start a run: its folder, its number of threads, and a checkpoint of the start."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._run.threads = self._settings.threads or self._probe_threads()
+        self._save()
+        split = self._streams.split
+        held = sum(stop - start for _, start, stop in split.held_out)
+        self._reporter.note(
+            f"training on {self._streams.train.num_timesteps:,} timesteps of {len(split.train):,} sequences, held out "
+            f"{held:,} of {len(split.held_out):,}; {self._planned:,} updates, threads: {self._run.threads}"
+        )
+
+    def _probe_threads(self) -> int:
+        settings = self._settings
+        if settings.device != "cpu":
+            return torch.get_num_threads()
+        model = copy.deepcopy(self._model)
+        with torch.random.fork_rng(devices=[]):
+            x = torch.randint(0, 256, (settings.lanes, min(256, settings.window_length)), dtype=torch.uint8)
+            return choose_threads(lambda: model(x)[0].sum().backward())
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on with the run of which the checkpoint says `saved`."""
+        settings = self._settings
+        load_checkpoint(
+            self._checkpoint,
+            settings=settings.bound() | self._store_settings(),
+            map_location=settings.device,
+            model=self._model,
+            optimizer=self._optimizer,
+            tbptt=self._tbptt,
+            stream=self._loader,
+        )
+        self._run = Totals(**saved)
+        self._run.threads = settings.threads or self._run.threads
+        self._waited_before = self._run.waited
+        self._saved_at = self._run.updates
+        self._metrics.cut_after(self._run.updates)
+        done = "finished already, after" if self._run.finished else "going on after"
+        self._reporter.note(f"{done} update {self._run.updates:,} of the run in {self._folder}")
+
+    def run(self) -> TrainingResult:
+        """Make the updates that are left."""
+        curves = self._folder / CURVES
+        if self._run.finished:
+            return self._result(curves if curves.exists() else None)
+        with thread_count(self._run.threads):
+            finished = self._train()
+            if finished:
+                self._finish()
+        drawn = self._draw(curves)
+        if not finished and self._stop.received is not None:
+            self._reporter.note(
+                f"stopped by {self._stop.received.name} after update {self._run.updates:,}, saved in "
+                f"{self._checkpoint}: the same command with --resume goes on"
+            )
+        return self._result(curves if drawn else None)
+
+    def _train(self) -> bool:
+        """Update until the run is finished (True) or a signal says stop (False)."""
+        run, settings = self._run, self._settings
+        save_due = False
+        if self._is_last():
+            return True
+        begin = time.perf_counter()
+        for update in self._updates():
+            norm = self._apply(update)
+            run.seconds += time.perf_counter() - begin
+            run.waited = self._waited_before + self._loader.waited
+            self._show()
+            if run.updates % settings.log_every == 0:
+                self._log_training(norm)
+            if run.updates % settings.evaluate_every == 0:
+                self._evaluate()
+            if self._is_last():
+                return True
+            stopped = self._stop.received is not None
+            save_due = save_due or stopped or run.updates % settings.checkpoint_every == 0
+            if save_due and update.at_window_end:
+                self._save()
+                save_due = False
+                if stopped:
+                    return False
+            begin = time.perf_counter()
+        return True
+
+    def _is_last(self) -> bool:
+        return self._settings.updates is not None and self._run.updates >= self._settings.updates
+
+    def _updates(self) -> Iterator[Update]:
+        """The updates that are left, epoch after epoch."""
+        stream = self._streams.train
+        while self._settings.updates is not None or stream.epoch < self._settings.epochs:
+            before, whole = self._run.updates, stream.state_dict()["step"] == 0
+            yield from self._tbptt.updates(self._loader)
+            if whole and self._run.updates == before:
+                raise ValueError(
+                    f"an epoch of {self._store.uri} gave no update, as no timestep has a next one: add longer sequences"
+                )
+            self._loader.set_epoch(stream.epoch + 1)
+
+    def _apply(self, update: Update) -> float:
+        """Step the optimizer; the norm of the gradient before clipping."""
+        run, settings = self._run, self._settings
+        loss = float(update.loss)
+        norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), settings.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteLossError(
+                f"update {run.updates + 1} has loss {loss} and a gradient of norm {norm}, which must be finite: lower "
+                f"the learning rate ({settings.learning_rate}) or clip ({settings.clip}); {self._checkpoint} holds the "
+                f"run after update {self._saved_at}"
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(run.updates, self._planned)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        run.updates += 1
+        run.timesteps += update.num_timesteps
+        run.loss_sum += loss * update.num_timesteps
+        run.loss_timesteps += update.num_timesteps
+        self._position = update.token
+        return norm
+
+    def _show(self) -> None:
+        run = self._run
+        self._reporter.show(
+            Progress(
+                update=run.updates,
+                planned=self._planned,
+                bits=(run.mean_loss() or 0.0) / LN2,
+                held_out_bits=None if run.held_out_loss is None else run.held_out_loss / LN2,
+                timesteps_per_second=run.timesteps / run.seconds,
+                peak_rss_bytes=peak_rss_bytes(),
+            )
+        )
+
+    def _log_training(self, norm: float | None = None) -> None:
+        run = self._run
+        loss = run.loss_sum / run.loss_timesteps
+        self._metrics.append(
+            "train",
+            run.updates,
+            timesteps=run.timesteps,
+            loss=loss,
+            bits=loss / LN2,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            gradient_norm=norm,
+            seconds=run.seconds,
+            timesteps_per_second=run.loss_timesteps / (run.seconds - run.seconds_then),
+        )
+        run.loss, run.loss_sum, run.loss_timesteps, run.seconds_then = loss, 0.0, 0, run.seconds
+
+    def _evaluate(self) -> None:
+        if self._streams.held_out is None:
+            return
+        run = self._run
+        held_out = StreamLoader(self._streams.held_out, device=self._settings.device)
+        result = evaluate(self._model, next_byte_loss, held_out, inputs=self._settings.field)
+        self._metrics.append(
+            "evaluate", run.updates, timesteps=result.num_timesteps, loss=result.loss, bits=result.bits
+        )
+        run.held_out_loss, run.held_out_at = result.loss, run.updates
+
+    def _finish(self) -> None:
+        run = self._run
+        if run.loss_timesteps:
+            self._log_training()
+        if run.held_out_at != run.updates:
+            self._evaluate()
+        run.finished = True
+        self._save()
+
+    def _save(self) -> None:
+        """Write the checkpoint. One of a run that is not finished belongs at the end of a window."""
+        save_checkpoint(
+            self._checkpoint,
+            settings=asdict(self._settings) | self._store_settings(),
+            model=self._model,
+            optimizer=self._optimizer,
+            tbptt=self._tbptt,
+            stream=self._position,
+            run=asdict(self._run),
+        )
+        self._saved_at = self._run.updates
+
+    def _store_settings(self) -> dict[str, Any]:
+        return {"store_version": self._store.version, "store_fingerprint": self._store.fingerprint}
+
+    def _draw(self, path: Path) -> bool:
+        try:
+            draw_curves(self._metrics.rows(), path)
+        except ImportError as error:
+            self._reporter.note(f"{path} was not drawn: {error}")
+            return False
+        return True
+
+    def _result(self, curves: Path | None) -> TrainingResult:
+        run = self._run
+        loss = run.mean_loss()
+        return TrainingResult(
+            loss=loss,
+            bits_per_byte=None if loss is None else loss / LN2,
+            held_out_loss=run.held_out_loss,
+            held_out_bits_per_byte=None if run.held_out_loss is None else run.held_out_loss / LN2,
+            updates=run.updates,
+            timesteps=run.timesteps,
+            timesteps_per_second=run.timesteps / run.seconds if run.seconds else 0.0,
+            seconds=run.seconds,
+            data_wait_fraction=run.waited / run.seconds if run.seconds else 0.0,
+            peak_rss_bytes=peak_rss_bytes(),
+            threads=run.threads,
+            finished=run.finished,
+            stopped_by=None if run.finished or self._stop.received is None else self._stop.received.name,
+            out=str(self._folder),
+            checkpoint=str(self._checkpoint),
+            metrics=str(self._metrics.path),
+            curves=None if curves is None else str(curves),
+        )
