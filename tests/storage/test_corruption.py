@@ -92,6 +92,19 @@ def test_cut_and_lengthened_files_are_found(store, name):
             ss.open(store).read("a")
 
 
+def test_manifest_that_names_the_chunks_in_another_order_is_found(tmp_path, make):
+    fields = {"x": ss.Field("int64", codec="none")}
+    with ss.create(tmp_path / "s.arrow", fields, chunk_bytes=80) as writer:
+        writer.write("a", **make(fields, 0, 30))
+    store = ss.open(tmp_path / "s.arrow")
+    path = tmp_path / "s.arrow" / "shards" / store.snapshot.shards[0].id / "shard.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["batches"]["x"].reverse()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ss.CorruptionError, match=r"shard\.json that fails its checksum"):
+        store.read("a")
+
+
 @pytest.mark.parametrize(("what", "message"), [("shards", "lacks"), ("tables", "is missing")])
 def test_missing_files_are_found(store, what, message):
     shutil.rmtree(store / what)
