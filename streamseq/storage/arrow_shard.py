@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -150,13 +152,16 @@ class ArrowChunks:
         self._schema = arrow_schema(name, field)
         try:
             self._batches = _read_manifest(shard, name, manifest_crc, where)
-            with pa.memory_map(str(shard / f"{name}.arrow")) as file:
-                self._file = file.read_buffer()
+            with (shard / f"{name}.arrow").open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != num_bytes or not size:
+                    raise CorruptionError(
+                        f"{where} has {size} bytes and was written with {num_bytes}: restore the shard"
+                    )
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise CorruptionError(f"{where} lacks a file in {shard}: restore the shard") from None
-        size = self._file.size
-        if size != num_bytes:
-            raise CorruptionError(f"{where} has {size} bytes and was written with {num_bytes}: restore the shard")
+        self._file = pa.py_buffer(self._map)
         num_chunks = -(-num_timesteps // chunk_timesteps)
         if len(self._batches) != num_chunks:
             raise CorruptionError(f"{where} has {len(self._batches)} chunks and was written with {num_chunks}")
@@ -178,9 +183,20 @@ class ArrowChunks:
             self._checked[chunk] = True
         steps = min(self._chunk_timesteps, self._num_timesteps - chunk * self._chunk_timesteps)
         try:
-            return self._decode(raw, steps)
+            values = self._decode(raw, steps)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
+        if self._codec != "none":
+            self.release(chunk)
+        return values
+
+    def release(self, chunk: int) -> None:
+        """Let go of the memory that the map of a chunk takes; views of it stay valid, and bring it back when read."""
+        offset, size, _ = self._batches[chunk]
+        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def _decode(self, raw: pa.Buffer, steps: int) -> NDArray[Any]:
         count = steps * math.prod(self._field.shape)

@@ -34,16 +34,20 @@ class ChunkCache:
             self._chunks.move_to_end(key)
         return chunk
 
-    def make_room(self) -> NDArray[Any] | None:
-        """Drop a chunk where there are `limit` of them; return its array where nobody else holds it, to decode into."""
+    def make_room(self) -> tuple[Key | None, NDArray[Any] | None]:
+        """Drop a chunk where there are `limit` of them.
+
+        Returns:
+            Its key, and its array where nobody else holds it, to decode into.
+        """
         if len(self._chunks) < self._limit:
-            return None
-        _, chunk = self._chunks.popitem(last=False)
+            return None, None
+        key, chunk = self._chunks.popitem(last=False)
         # A slice that was handed out holds its chunk: only one that `chunk` and the argument alone refer to is free.
         if chunk.flags.owndata and sys.getrefcount(chunk) == 2:
             chunk.flags.writeable = True
-            return chunk
-        return None
+            return key, chunk
+        return key, None
 
     def put(self, key: Key, chunk: NDArray[Any]) -> None:
         """Keep a chunk, read-only from now on."""

@@ -28,6 +28,9 @@ class Chunks(Protocol):
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
         """Return a chunk `[m, *D]`, in the memory of `spare` where that helps."""
 
+    def release(self, chunk: int) -> None:
+        """Let go of memory that is held for a chunk which is not kept any more."""
+
     def close(self) -> object:
         """Close the file."""
 
@@ -147,7 +150,9 @@ class _Column:
         return (shard, chunk), offset
 
     def _load(self, key: tuple[int, int]) -> NDArray[Any]:
-        spare = self._cache.make_room()
+        gone, spare = self._cache.make_room()
+        if gone is not None and gone[0] in self._files:
+            self._files[gone[0]].release(gone[1])
         values = self._file(key[0]).decode(key[1], spare)
         self.decoded += 1
         self._cache.put(key, values)

@@ -210,6 +210,9 @@ class ZarrChunks:
         steps = self._num_timesteps - chunk * self._chunk_timesteps
         return decoded if steps >= self._chunk_timesteps else decoded[:steps]
 
+    def release(self, chunk: int) -> None:
+        """Nothing is held for a chunk beside its decoded values."""
+
 
 class ZarrPythonChunks:
     """Reads the chunks of one field of one shard through zarr-python: an array with codecs that are not ours.
@@ -252,6 +255,9 @@ class ZarrPythonChunks:
             return np.asarray(self._array[start : start + self._chunk_timesteps])
         except Exception as error:  # the errors of any codec
             raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
+
+    def release(self, chunk: int) -> None:
+        """Nothing is held for a chunk beside its decoded values."""
 
     def close(self) -> None:
         """Nothing is held open."""
