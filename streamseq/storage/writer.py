@@ -95,7 +95,9 @@ class Writer:
         try:
             if kind is None:
                 receipt = shards.finish()
-                commit_receipts(self._folder.root, self._layout, [receipt], 0 if self._base is None else self._base.version)
+                commit_receipts(
+                    self._folder.root, self._layout, [receipt], 0 if self._base is None else self._base.version
+                )
                 committed = True
         finally:
             if not committed:
