@@ -107,6 +107,8 @@ def _look(name: str, patterns: Sequence[str], skip: bool) -> _Group:
         system, path = fsspec.core.url_to_fs(name)
     except ImportError as error:
         raise ValueError(f"{name!r} needs a package that is not installed: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{name!r} is neither a path nor a URL that fsspec knows: {error}") from None
     if isinstance(system, LocalFileSystem):
         return _look_here(name, os.path.abspath(path), patterns, skip)
     return _look_there(name, system, path, patterns)

@@ -78,7 +78,7 @@ class TextSource:
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error is 'stop' or 'skip', got {on_error!r}")
         if id is not None and not one_sequence:
-            raise ValueError(f"an id names the one sequence of all files, got {id!r} for many: set one_sequence")
+            raise ValueError(f"an id names the one sequence of all files, got {id!r} for many: ask for one sequence")
         if id == "":
             raise ValueError("an id has at least one character, got an empty one")
         self._paths = tuple(os.fspath(path) for path in paths)

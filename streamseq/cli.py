@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamseq._version import __version__
 from streamseq.core.errors import StreamseqError
+
+if TYPE_CHECKING:
+    from streamseq.training import Progress
 
 _NAME = "streamseq"
 _NOT_WELL, _WRONG_USE, _INTERRUPTED = 1, 2, 130
@@ -28,9 +34,12 @@ def main(args: Sequence[str] | None = None) -> None:
         status = commands.main(args=args, prog_name=_NAME, standalone_mode=False)
     except click.exceptions.Abort:
         _fail("interrupted", _INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(_WRONG_USE)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else _NAME
-        _fail(f"{error.format_message()} (see {path} --help)", _WRONG_USE)
+        _fail(f"{error.format_message().removesuffix('.')} (see {path} --help)", _WRONG_USE)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (ValueError, TypeError) as error:
@@ -105,4 +114,122 @@ def _broken(point: EntryPoint, reason: str) -> click.Command:
 
 @commands.group(cls=_Pipelines)
 def ingest() -> None:
-    """Write raw data into a new store, in parallel. KIND is the kind of source."""
+    """Write raw data into a new store, in parallel; each command is for one kind of source."""
+
+
+def _timesteps(value: str) -> int | str:
+    """A number of timesteps, or n for the whole sequence."""
+    if value == "n":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number of timesteps nor n") from None
+
+
+def _setting(
+    name: str, kind: click.ParamType[Any] | Callable[[str], Any] | None, shown: str, help: str, **more: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option for one of `TrainingSettings`. It is None where it is not given: the trainer has the defaults."""
+    return click.option(name, type=kind, help=f"{help}  [default: {shown}]", **more)
+
+
+@commands.command()
+@click.argument("store")
+@click.option("--out", metavar="DIR", required=True, help="The folder of the run: checkpoint, metrics, curves.")
+@click.option("--resume", is_flag=True, help="Go on with the run in DIR; options that are left out are as they were.")
+@_setting(
+    "--k1", _timesteps, "128", "Timesteps from one update to the next; n: the whole sequence.", metavar="TIMESTEPS|n"
+)
+@_setting(
+    "--k2",
+    _timesteps,
+    "256",
+    "Timesteps that back-propagation reaches, at least k1; n: the whole sequence.",
+    metavar="TIMESTEPS|n",
+)
+@_setting("--lanes", int, "32", "Sequences side by side.")
+@_setting("--window", int, "k1, or 256 where k1 is n", "Timesteps read at once.")
+@_setting("--segment", int, "as ss.TBPTT has it", "Timesteps whose activations live at once.")
+@_setting("--field", str, "x", "The field that is learnt: one byte a timestep.")
+@_setting(
+    "--layout",
+    click.Choice(["sequences", "even"]),
+    "even where there are fewer sequences than lanes and k1 and k2 are not n",
+    "Whole sequences fill the lanes, or the data is cut into one equal run a lane.",
+)
+@_setting(
+    "--shuffle/--no-shuffle",
+    None,
+    "shuffle",
+    "Take the sequences in a random order, or in that of the store.",
+    default=None,
+)
+@_setting("--held-out", float, "0.05", "The share of the sequences that is evaluated, not trained on.")
+@_setting("--held-out-timesteps", int, "1048576", "How many timesteps of those are evaluated at most.")
+@_setting("--seed", int, "0", "Of parameters, shuffling, the held-out sequences and dropout.")
+@_setting("--epochs", int, "1", "How often all sequences are seen, where --updates is not given.")
+@_setting("--updates", int, "as the epochs give", "How many updates are made.")
+@_setting("--cell", click.Choice(["lstm", "gru"]), "lstm", "The kind of recurrent network.")
+@_setting("--hidden", int, "256", "Its size.")
+@_setting("--embedding", int, "64", "The size of the vector that stands for a byte.")
+@_setting("--layers", int, "1", "Recurrent layers.")
+@_setting("--dropout", float, "0.0", "The probability of dropout.")
+@_setting("--learning-rate", float, "0.004", "Of Adam, at its highest.")
+@_setting("--final-learning-rate", float, "0.05", "Where it falls to until the end, as a share of the highest.")
+@_setting("--warmup", int, "100", "Updates over which it rises from 0.")
+@_setting("--clip", float, "1.0", "The largest norm of the gradient; inf: any.")
+@_setting("--threads", int, "probed", "Threads that compute.")
+@_setting("--device", str, "cpu", "Where the model is, such as cuda.")
+@_setting("--log-every", int, "20", "Updates from one line of metrics to the next.")
+@_setting("--evaluate-every", int, "500", "Updates from one evaluation to the next.")
+@_setting("--checkpoint-every", int, "500", "Updates from one checkpoint to the next.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Train a byte-level language model on STORE by TBPTT(k1, k2).
+
+    Ctrl-C ends the run with a checkpoint; the same command with --resume goes on.
+    """
+    from streamseq.training import ProgressBar, TrainingSettings, read_checkpoint
+    from streamseq.training import train as run
+
+    given: dict[str, Any] = {
+        name: None if value == "n" else value for name, value in options.items() if value is not None
+    }
+    settings = TrainingSettings(**given) if not resume else None
+    if resume and given:
+        saved = read_checkpoint(os.path.join(out, "checkpoint.pt"))
+        settings = replace(TrainingSettings.from_saved(saved["settings"]), **given)
+    if quiet:
+        result = run(store, out, settings, resume=resume)
+    elif sys.stderr.isatty():
+        with ProgressBar() as bar:
+            result = run(store, out, settings, resume=resume, reporter=bar)
+    else:
+        result = run(store, out, settings, resume=resume, reporter=_Lines())
+    if as_json:
+        click.echo(json.dumps(result.as_dict()))
+    else:
+        bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.3f} bits/byte"
+        held_out = "" if result.held_out_bits_per_byte is None else f" (held out {result.held_out_bits_per_byte:.3f})"
+        waiting = 100 * result.data_wait_fraction
+        click.echo(
+            f"{'finished' if result.finished else 'stopped'} after {result.updates:,} updates on {result.timesteps:,} "
+            f"timesteps{bits}{held_out}\n"
+            f"{result.timesteps_per_second:,.0f} timesteps/s, {waiting:.1f} % waiting for data, "
+            f"peak {result.peak_rss_bytes / 2**20:,.0f} MiB\n"
+            f"the run is in {result.out}"
+        )
+    click.get_current_context().exit(result.exit_code)
+
+
+class _Lines:
+    """Hears of a run's progress where there is no terminal: its notes are lines on standard error."""
+
+    def show(self, progress: Progress) -> None:
+        """Nothing, for a log would be full of it."""
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        click.echo(text, err=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -15,6 +16,7 @@ from typing import Any
 
 import distributed
 from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed.comm.addressing import get_address_host_port
 
 from streamseq.core.errors import StreamseqError
 from streamseq.etl.workers import Workers
@@ -26,6 +28,7 @@ _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 # How long tasks get to end when their job has; each looks after every piece of its data.
 _LAST_WAIT_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
 
 
 class Pool:
@@ -107,13 +110,8 @@ def connect(workers: Workers) -> Iterator[Pool]:
     if workers.client is not None:
         yield Pool(workers.client)
     elif workers.scheduler is not None:
-        try:
-            remote = Client(workers.scheduler, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise StreamseqError(
-                f"no Dask scheduler answers at {workers.scheduler!r}: check the address ({error})"
-            ) from None
-        with remote:
+        _look_for_scheduler(workers.scheduler)
+        with Client(workers.scheduler, set_as_default=False) as remote:
             yield Pool(remote)
     else:
         # Threads: reading, checksums and compression release the GIL, and nothing has to be copied to a process. What
@@ -130,6 +128,17 @@ def connect(workers: Workers) -> Iterator[Pool]:
             Client(cluster, set_as_default=False) as local,
         ):
             yield Pool(local)
+
+
+def _look_for_scheduler(address: str) -> None:
+    """Check that something listens there: a client that cannot connect tries long, and leaves noise behind."""
+    try:
+        host, port = get_address_host_port(address, strict=True)
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except (OSError, TypeError, ValueError) as error:
+        raise StreamseqError(
+            f"no Dask scheduler answers at {address!r}: give one like tcp://host:8786 ({error})"
+        ) from None
 
 
 def _lost() -> StreamseqError:
