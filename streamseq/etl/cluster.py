@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
+import dask
 import distributed
 from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm.addressing import get_address_host_port
@@ -117,12 +118,16 @@ def connect(workers: Workers) -> Iterator[Pool]:
         # Threads: reading, checksums and compression release the GIL, and nothing has to be copied to a process. What
         # goes wrong in a task is told by its error, so the cluster's log would only say it twice.
         with (
+            dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}),
             LocalCluster(
                 n_workers=1,
                 threads_per_worker=workers.threads or os.cpu_count() or 1,
                 processes=False,
                 memory_limit=0,
-                dashboard_address=None,
+                # None would open ports to all interfaces, one of them 8787, with a warning where another job has it.
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster, set_as_default=False) as local,

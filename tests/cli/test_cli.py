@@ -1,0 +1,285 @@
+"""The command line: results, exit codes, and one clear line for whatever is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+import streamseq as ss
+from streamseq import cli
+
+STREAMSEQ = [sys.executable, "-W", "error", "-m", "streamseq"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a command in this process, in a folder of its own; the exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STREAMSEQ_TRACEBACK", raising=False)
+
+    def call(*args):
+        with pytest.raises(SystemExit) as exit:
+            cli.main([str(arg) for arg in args])
+        said = capsys.readouterr()
+        return exit.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, content in {"a.txt": b"one", "b.md": b"three", "c/d.txt": b"", "c/e.txt": b"four"}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def everything_below(folder):
+    return sorted(str(path) for path in Path(folder).rglob("*"))
+
+
+def test_ingest_text_writes_a_store_and_reports(run, texts):
+    code, out, err = run("ingest", "text", texts, "--to", "s.zarr", "--pattern", "*.txt", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert (report["sequences"], report["timesteps"], report["bytes_in"]) == (2, 7, 7)
+    assert report["skipped"] == [{"what": str(texts / "c/d.txt"), "reason": "empty"}]
+    assert report["store"] == str(Path("s.zarr").absolute())
+    assert err.splitlines()[0] == "ingest: 7 B"
+    assert "done" in err.splitlines()[1]
+    store = ss.open("s.zarr")
+    assert {id: store.read(id)["x"].tobytes() for id in store.ids.to_pylist()} == {"a.txt": b"one", "c/e.txt": b"four"}
+
+
+def test_ingest_text_takes_its_options(run, texts):
+    options = ["--one-sequence", "--id", "all", "--backend", "arrow", "--workers", 1, "--shard-bytes", 4, "--quiet"]
+    code, out, err = run("ingest", "text", texts / "b.md", texts / "a.txt", "--to", "s", *options)
+    assert (code, err) == (0, "")
+    assert "1 sequences, 8 timesteps" in out
+    store = ss.open("s")
+    assert store.backend == "arrow"
+    assert store.read("all")["x"].tobytes() == b"threeone"
+    assert len(list(Path("s/shards").glob("*-*"))) == 2
+
+
+def to(*args):
+    return ["ingest", "text", *args, "--to", "new/s.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "line"),
+    [
+        (to("nope"), 1, "there is no file or folder 'nope'"),
+        (to("texts/c/d.txt"), 1, "texts/c/d.txt' is empty"),
+        (to("hidden"), 1, "folder 'hidden' has no files"),
+        (to("texts", "--pattern", "*.rs"), 1, "has no files like *.rs"),
+        (to("texts/*.rs"), 1, "glob 'texts/*.rs' has no files"),
+        (to("texts/a.txt/x"), 1, "Not a directory"),
+        (to("pipe"), 1, "pipe' cannot be read: it is not a regular file"),
+        (to("texts", "other"), 1, "are both 'a.txt'"),
+        (to("foo://x"), 2, "'foo://x'"),
+        (to("texts", "--workers", "0"), 2, "--workers"),
+        (to("texts", "--id", "x"), 2, "one sequence"),
+        (to("texts", "--on-error", "ignore"), 2, "--on-error"),
+        (to("texts", "--shard-bytes", "x"), 2, "--shard-bytes"),
+        (to("texts", "--scheduler", "nonsense"), 1, "no Dask scheduler answers at 'nonsense'"),
+        (["ingest", "text", "texts"], 2, "--to"),
+        (["ingest", "text", "--to", "new/s.zarr"], 2, "SOURCE"),
+        (["ingest", "text", "texts", "--to", "new/s"], 2, "backend"),
+        (["ingest", "text", "texts", "--to", "texts", "--backend", "zarr"], 1, "holds files"),
+        (["ingest", "text", "texts", "--to", "texts/a.txt", "--backend", "zarr"], 1, "is a file"),
+        (["ingest", "video", "texts", "--to", "new/s.zarr"], 2, "there is no kind of source 'video', there are: text"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["train", "nope.zarr", "--out", "run"], 1, "nope.zarr is not a store"),
+        (["train", "texts", "--out", "run"], 1, "texts is not a store"),
+        (["train", "nope.zarr", "--out", "run", "--k1", "32", "--k2", "16"], 2, "k2 >= k1"),
+        (["train", "nope.zarr", "--out", "run", "--window", "0"], 2, "window is at least 1, got 0"),
+        (["train", "nope.zarr", "--out", "run", "--k1", "half"], 2, "neither a number of timesteps nor n"),
+        (["train", "nope.zarr", "--out", "run", "--resume"], 1, "run/checkpoint.pt"),
+        (["train", "nope.zarr"], 2, "--out"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, texts, tmp_path, args, code, line):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/.x").write_bytes(b"x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.txt").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe")
+    before = everything_below(tmp_path)
+    got, out, err = run(*args)
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert line in err
+    assert (got, out) == (code, "")
+    assert everything_below(tmp_path) == before
+
+
+def test_a_store_that_exists_is_refused(run, texts):
+    assert run("ingest", "text", texts, "--to", "s.zarr")[0] == 0
+    before = everything_below("s.zarr")
+    code, _, err = run("ingest", "text", texts, "--to", "s.zarr")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "is a store already" in err
+    assert everything_below("s.zarr") == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser can read everything")
+def test_an_unreadable_file_is_told_or_skipped(run, texts):
+    (texts / "a.txt").chmod(0)
+    code, _, err = run("ingest", "text", texts, "--to", "s.zarr", "--quiet")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "a.txt' cannot be read: Permission denied" in err
+    assert not Path("s.zarr").exists()
+    assert run("ingest", "text", texts, "--to", "s.zarr", "--on-error", "skip")[0] == 0
+
+
+def test_ctrl_c_leaves_nothing_and_says_so(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    block = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8).tobytes()
+    with (folder / "large").open("wb") as file:
+        for _ in range(300):
+            file.write(block)
+    job = subprocess.Popen(
+        [*STREAMSEQ, "ingest", "text", "in", "--to", "new/s.zarr"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "new/s.zarr").glob("s*/*/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)  # until the job has written something
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert [line for line in err.splitlines()[1:] if line] == ["error: interrupted"]
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_the_real_command_is_quiet_about_its_cluster(tmp_path, texts):
+    done = subprocess.run(
+        [*STREAMSEQ, "ingest", "text", "texts", "--to", "s.zarr", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for(run, monkeypatch):
+    monkeypatch.setenv("STREAMSEQ_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        cli.main(["ingest", "text", "nope", "--to", "s.zarr"])
+
+
+def test_help_and_version_import_nothing_heavy(tmp_path):
+    code = (
+        "import sys; sys.argv = ['streamseq', 'ingest', '--help']\n"
+        "try:\n    from streamseq.cli import main; main()\n"
+        "except SystemExit:\n    heavy = {'torch', 'dask', 'distributed', 'zarr', 'pyarrow'} & set(sys.modules)\n"
+        "    sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "text" in done.stdout
+
+
+def test_version_and_empty_command_lines(run):
+    assert run("--version") == (0, f"streamseq {ss.__version__}\n", "")
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert "Commands:" in err
+
+
+def test_pipelines_of_other_packages_are_found_and_broken_ones_told(run, monkeypatch, tmp_path):
+    (tmp_path / "others.py").write_text(
+        "import click, numpy as np, streamseq as ss\n"
+        "from streamseq.etl import Partition, Piece\n"
+        "from streamseq.etl.command import ingest_command\n"
+        "class Countdown:\n"
+        "    def __init__(self, start): self.start = start; self.fields = {'x': ss.Field('int64')}\n"
+        "    def partitions(self, target_bytes): return [Partition(num_bytes=8 * self.start, content=None)]\n"
+        "    def read(self, partition): yield Piece(id='down', arrays={'x': np.arange(self.start)[::-1]})\n"
+        "@click.command('countdown')\n"
+        "@click.argument('start', type=int)\n"
+        "@ingest_command\n"
+        "def command(start):\n"
+        "    'Ingest a countdown.'\n"
+        "    return Countdown(start)\n"
+        "something = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [
+        EntryPoint("countdown", "others:command", "streamseq.pipelines"),
+        EntryPoint("missing", "no_such_package:command", "streamseq.pipelines"),
+        EntryPoint("odd", "others:something", "streamseq.pipelines"),
+    ]
+    monkeypatch.setattr(cli, "_pipelines", lambda: points)
+    assert run("ingest", "countdown", "3", "--to", "s.zarr")[0] == 0
+    assert ss.open("s.zarr").read("down")["x"].tolist() == [2, 1, 0]
+    code, out, _ = run("ingest", "--help")
+    assert code == 0
+    assert "Ingest a countdown." in out
+    for name, reason in (("missing", "no_such_package"), ("odd", "not a click command")):
+        code, _, err = run("ingest", name, "x", "--to", "t.zarr")
+        assert (code, len(err.splitlines())) == (1, 1)
+        assert reason in err
+
+
+@pytest.fixture
+def store(tmp_path):
+    rng = np.random.default_rng(0)
+    with ss.create(tmp_path / "s.zarr", {"x": ss.Field("uint8")}) as writer:
+        for number in range(6):
+            writer.write(f"{number}", x=rng.integers(97, 123, 300, np.uint8))
+    return tmp_path / "s.zarr"
+
+
+SMALL = ["--lanes", 2, "--hidden", 8, "--embedding", 4, "--threads", 1, "--held-out", "0.2", "--quiet"]
+
+
+def test_train_trains_and_resumes_with_the_settings_it_had(run, store):
+    args = ["train", store, "--out", "run", "--k1", 16, "--k2", 32, *SMALL, "--updates", 5]
+    code, out, err = run(*args, "--json")
+    assert (code, err) == (0, "")
+    first = json.loads(out.splitlines()[-1])
+    assert (first["updates"], first["timesteps"], first["finished"]) == (5, 160, True)
+    assert {"loss", "timesteps_per_second", "peak_rss_bytes", "data_wait_fraction"} <= first.keys()
+    code, out, err = run(*args)
+    assert (code, len(err.splitlines())) == (2, 1)
+    code, out, _ = run("train", store, "--out", "run", "--resume", "--json")
+    assert (code, json.loads(out)["updates"]) == (0, 5)
+    code, _, err = run("train", store, "--out", "run", "--resume", "--k1", 8)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "k1=16" in err
+    assert run("train", store, "--out", "run", "--resume", "--log-every", 3)[0] == 0
+
+
+def test_train_takes_n(run, store):
+    code, out, _ = run("train", store, "--out", "run", "--k1", "n", "--k2", "n", *SMALL, "--updates", 1)
+    assert code == 0
+    assert "finished after 1 updates" in out
+
+
+def test_train_has_an_option_for_every_setting_and_shows_its_default():
+    from streamseq.training import TrainingSettings
+
+    options = {option.name: option for option in cli.commands.commands["train"].params}
+    for field in fields(TrainingSettings):
+        option = options[field.name]
+        assert option.default is None or option.default is click.core.UNSET, field.name
+        shown = option.help.rsplit("[default: ", 1)[1].removesuffix("]")
+        if field.name == "shuffle":
+            assert (shown == "shuffle") == field.default
+        elif field.default is not None:
+            assert type(field.default)(shown) == field.default, field.name
