@@ -64,7 +64,8 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+# Not frozen, which would triple the time that one takes to make, and a stream makes one for every window.
+@dataclass(slots=True, kw_only=True, eq=False)
 class StateToken:
     """Lane by lane, whose state a window of B lanes continues.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamseq.core.fields import Field
 from streamseq.core.plan import Cells, Plan
 from streamseq.core.shuffle import GROUP
 from streamseq.core.tokens import StateToken
-from streamseq.data.window import Window
+from streamseq.data.buffers import Buffers
+from streamseq.data.window import Block, Window
 from streamseq.storage.interface import Store
 
 Array = NDArray[Any]
@@ -69,6 +68,8 @@ class BlockReader:
         self._lanes = view.lane_stop - view.lane_start
         self._fields = {name: store.fields[emitted.field] for name, emitted in view.emitted.items()}
         self._version = store.version
+        self._buffers = {name: Buffers() for name in view.emitted}
+        self._mask_buffers = Buffers()
         names = dict.fromkeys(emitted.field for emitted in view.emitted.values())
         # A chunk for each lane, and those that the sequences of one shuffled group share.
         self._reader = store.reader(list(names), self._lanes + 2 * GROUP)
@@ -96,30 +97,20 @@ class BlockReader:
         length = self._plan.settings.window or self._plan.window_length(steps[0])
         cells = self._plan.cells(np.array(steps, np.int64), view.lane_start, view.lane_stop)
         runs = _runs(cells)
-        tensors = {
-            name: self._fill(emitted, self._fields[name], runs, len(steps), length)
-            for name, emitted in view.emitted.items()
-        }
-        masks = self._masks(cells, length)
-        lengths = torch.from_numpy(cells.stop - cells.start)
-        views = [tensor.unbind(0) for tensor in tensors.values()]
+        tensors = {name: self._fill(name, emitted, runs, len(steps), length) for name, emitted in view.emitted.items()}
         lane = np.arange(view.lane_start, view.lane_stop)
-        return [
-            Window(
-                dict(zip(tensors, fields, strict=True)),
-                mask,
-                partial(self._token, cells, index, lane, step),
-                view.batch_first,
-                lane_lengths,
-            )
-            for index, (step, mask, lane_lengths, *fields) in enumerate(
-                zip(steps, masks.unbind(0), lengths.unbind(0), *views, strict=True)
-            )
-        ]
+        return Block(
+            {name: tensor.unbind(0) for name, tensor in tensors.items()},
+            self._masks(cells, length).unbind(0),
+            torch.from_numpy(cells.stop - cells.start),
+            lambda index: self._token(cells, index, lane, steps[index]),
+            view.batch_first,
+        ).windows()
 
-    def _fill(self, emitted: Emitted, field: Field, runs: list[Run], windows: int, length: int) -> Tensor:
+    def _fill(self, name: str, emitted: Emitted, runs: list[Run], windows: int, length: int) -> Tensor:
+        field = self._fields[name]
         axes = (self._lanes, length) if self._view.batch_first else (length, self._lanes)
-        block = np.empty((windows, *axes, *field.shape), field.dtype)
+        block = self._buffers[name].take((windows, *axes, *field.shape), field.dtype)
         lane_first = block if self._view.batch_first else block.swapaxes(1, 2)
         for run in runs:
             place = lane_first[run.first : run.last, run.lane]
@@ -142,10 +133,17 @@ class BlockReader:
         back = min((emitted.offset for emitted in self._view.emitted.values()), default=0)
         first = np.maximum(cells.low - back - cells.start, 0)
         last = np.minimum(cells.stop, cells.high - max(ahead, 0)) - cells.start
-        step = np.arange(length)
-        if self._view.batch_first:
-            return torch.from_numpy((step >= first[:, :, None]) & (step < last[:, :, None]))
-        return torch.from_numpy((step[:, None] >= first[:, None]) & (step[:, None] < last[:, None]))
+        axes = (self._lanes, length) if self._view.batch_first else (length, self._lanes)
+        masks = self._mask_buffers.take((len(first), *axes), np.dtype(np.bool_))
+        masks.fill(True)
+        # Most cells are whole, and comparing every timestep takes longer than reading it.
+        partial_cells = np.nonzero((first > 0) | (last < length))
+        if len(partial_cells[0]):
+            step = np.arange(length, dtype=np.int64)
+            lane_first = masks if self._view.batch_first else masks.swapaxes(1, 2)
+            first, last = first[partial_cells][:, None], last[partial_cells][:, None]
+            lane_first[partial_cells] = (step >= first) & (step < last)
+        return torch.from_numpy(masks)
 
     def _token(self, cells: Cells, index: int, lane: NDArray[np.int64], step: int) -> StateToken:
         return StateToken(

@@ -1,14 +1,46 @@
-"""Windows: what one iteration of a stream emits."""
+"""Windows: what one iteration of a stream emits, each a view of the block that it was read in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamseq.core.tokens import StateToken
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Windows that were read together; arguments by window.
+
+    Args:
+        fields: By name a tensor [B, K, *D], or [K, B, *D] where not `batch_first`, for each window.
+        masks: bool [B, K] or [K, B] for each window.
+        lengths: int64 [B] for each window.
+        token: The token of a window.
+        batch_first: Whether lanes come before timesteps.
+    """
+
+    fields: Mapping[str, Sequence[Tensor]]
+    masks: Sequence[Tensor]
+    lengths: Sequence[Tensor] | Tensor
+    token: Callable[[int], StateToken]
+    batch_first: bool
+
+    def windows(self) -> list[Window]:
+        """The windows."""
+        # Not through __init__: a stream makes hundreds of thousands a second.
+        windows = []
+        for index in range(len(self.masks)):
+            window = object.__new__(Window)
+            window._block = self
+            window._index = index
+            window._token = None
+            windows.append(window)
+        return windows
 
 
 class Window:
@@ -21,7 +53,11 @@ class Window:
         batch_first: Whether lanes come before timesteps.
     """
 
-    __slots__ = ("_fields", "_token", "batch_first", "lengths", "mask")
+    __slots__ = ("_block", "_index", "_token")
+
+    _block: Block
+    _index: int
+    _token: StateToken | None
 
     def __init__(
         self,
@@ -31,36 +67,58 @@ class Window:
         batch_first: bool = True,
         lengths: Tensor | None = None,
     ) -> None:
-        self._fields = dict(fields)
-        self.mask = mask
-        self._token = token
-        self.batch_first = batch_first
-        #: int64 [B], timesteps of input of each lane; what follows is padding. Stays on the CPU.
-        self.lengths = torch.from_numpy(self.token.stop - self.token.start) if lengths is None else lengths
+        made = token if isinstance(token, StateToken) else None
+        if lengths is None:
+            made = token if isinstance(token, StateToken) else token()
+            lengths = torch.from_numpy(made.stop - made.start)
+        self._token = made
+        self._index = 0
+        self._block = Block(
+            fields={name: (tensor,) for name, tensor in fields.items()},
+            masks=(mask,),
+            lengths=(lengths,),
+            token=lambda _: token if isinstance(token, StateToken) else token(),
+            batch_first=batch_first,
+        )
 
     @property
     def token(self) -> StateToken:
         """Whose state each lane continues."""
-        # Most loops look at few tokens, so a stream makes one only when it is asked for.
-        if not isinstance(self._token, StateToken):
-            self._token = self._token()
-        return self._token
+        token = self._token
+        if token is None:
+            token = self._token = self._block.token(self._index)
+        return token
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [B, K] or [K, B]: the timesteps whose loss counts."""
+        return self._block.masks[self._index]
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [B]: timesteps of input of each lane; what follows is padding. Stays on the CPU."""
+        return self._block.lengths[self._index]
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether lanes come before timesteps."""
+        return self._block.batch_first
 
     def __getitem__(self, name: str) -> Tensor:
         try:
-            return self._fields[name]
+            return self._block.fields[name][self._index]
         except KeyError:
-            raise KeyError(f"the window has {', '.join(self._fields)}, not {name!r}") from None
+            raise KeyError(f"the window has {', '.join(self._block.fields)}, not {name!r}") from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._fields
+        return name in self._block.fields
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
+        return iter(self._block.fields)
 
     def keys(self) -> list[str]:
         """The names of the fields and lookaheads."""
-        return list(self._fields)
+        return list(self._block.fields)
 
     @property
     def time_axis(self) -> int:
@@ -89,17 +147,19 @@ class Window:
         """The timesteps `[start, stop)` of the window, as views."""
         if start == 0 and stop == self.num_steps:
             return self
+        fields = {name: self[name].narrow(self.time_axis, start, stop - start) for name in self}
+        mask = self.mask.narrow(self.time_axis, start, stop - start)
         lengths = (self.lengths - start).clamp(0, stop - start)
-        cut = self._map(lambda tensor: tensor.narrow(self.time_axis, start, stop - start))
-        return Window(cut._fields, cut.mask, lambda: self.token.cut(start, stop), self.batch_first, lengths)
+        return Window(fields, mask, lambda: self.token.cut(start, stop), self.batch_first, lengths)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Window:
-        fields = {name: function(tensor) for name, tensor in self._fields.items()}
-        return Window(fields, function(self.mask), self._token, self.batch_first, self.lengths)
+        fields = {name: function(self[name]) for name in self}
+        return Window(fields, function(self.mask), lambda: self.token, self.batch_first, self.lengths)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Window, (self._fields, self.mask, self.token, self.batch_first, self.lengths)
+        fields = {name: self[name] for name in self}
+        return Window, (fields, self.mask, self.token, self.batch_first, self.lengths)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self._fields.items())
+        shapes = ", ".join(f"{name} {list(self[name].shape)}" for name in self)
         return f"Window(step {self.token.step} of epoch {self.token.epoch}: {shapes})"
