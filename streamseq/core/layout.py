@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
-GROUP = 2048
+GROUP = 4096
 
 
-def fill_lanes(lengths: Int64, lanes: int) -> Int64:
-    """Give whole sequences, in order, to lanes, so that the lanes fill evenly: the lane of each, int64 [N].
+def lane_dtype(lanes: int) -> np.dtype:
+    """The dtype of lane numbers while a plan is made: a short one sorts ten times as fast."""
+    return np.dtype(np.int16 if lanes < 2**15 else np.int32)
+
+
+def fill_lanes(lengths: Int64, lanes: int) -> NDArray[np.signedinteger]:
+    """Give whole sequences, in order, to lanes, so that the lanes fill evenly: the lane of each, [N].
 
     Greedy: a sequence goes to the lane that has least so far. Where there are more than `GROUP` sequences, all but
     the last of them are dealt in groups, each at once: lanes get neighbours in proportion to what they lack of the
@@ -27,7 +32,7 @@ def fill_lanes(lengths: Int64, lanes: int) -> Int64:
         >>> fill_lanes(np.array([5, 2, 2, 3]), lanes=2).tolist()
         [0, 1, 1, 1]
     """
-    lane = np.empty(len(lengths), np.int64)
+    lane = np.empty(len(lengths), lane_dtype(lanes))
     load = np.zeros(lanes, np.int64)
     group = max(GROUP, 32 * lanes)
     done = 0

@@ -6,12 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.errors import PlanError
-from streamseq.core.layout import cut_evenly, fill_lanes
+from streamseq.core.layout import cut_evenly, fill_lanes, lane_dtype
 from streamseq.core.selection import Selection
 from streamseq.core.shuffle import shuffled_order
 from streamseq.core.splits import AsIs, Naive, Split
@@ -145,22 +146,23 @@ class Plan:
             self._lay_out_whole()
         self._cut_into_windows()
 
-    def _order(self) -> Int64:
+    def _order(self) -> Int64 | None:
+        """The spans in the order in which they are taken; None for as they are."""
         if not self.settings.shuffle:
-            return np.arange(len(self.selection), dtype=np.int64)
+            return None
         return shuffled_order(self.selection.lengths, self.settings.run, int(self.settings.seed), self.epoch)
 
     def _lay_out_whole(self) -> None:
         lengths, lanes = self.selection.lengths, int(self.settings.lanes)
         rows = self._order()
         if isinstance(self.settings.split, AsIs):
-            rows = rows[lengths[rows] > 0]
-            lane = np.arange(len(rows)) % lanes
+            rows = np.flatnonzero(lengths) if rows is None else rows[lengths[rows] > 0]
+            lane = (np.arange(len(rows)) % lanes).astype(lane_dtype(lanes))
         else:
-            lane = fill_lanes(lengths[rows], lanes)
-        order = np.argsort(lane.astype(np.int32), kind="stable")
-        self._rows = rows[order]
+            lane = fill_lanes(lengths if rows is None else lengths[rows], lanes)
         self._first = np.concatenate([[0], np.cumsum(np.bincount(lane, minlength=lanes))])
+        order = np.argsort(lane, kind="stable")
+        self._rows = order if rows is None else rows[order]
         self._skip = np.zeros(lanes, np.int64)
         self._cut = np.zeros(lanes, np.int64)
 
@@ -168,7 +170,8 @@ class Plan:
         """Lane b holds timesteps `[borders[b], borders[b+1])` of the sequences laid end to end."""
         lanes = int(self.settings.lanes)
         rows = self._order()
-        rows = rows[self.selection.lengths[rows] > 0]
+        lengths = self.selection.lengths
+        rows = np.flatnonzero(lengths) if rows is None else rows[lengths[rows] > 0]
         ends = np.cumsum(self.selection.lengths[rows])
         borders = cut_evenly(self._total, lanes)
         low = np.searchsorted(ends, borders[:-1], "right")
@@ -190,33 +193,33 @@ class Plan:
         return lengths
 
     def _cut_into_windows(self) -> None:
+        """Number the windows of each lane. Ten million pieces fit because little is copied and much is overwritten."""
         lengths = self._piece_lengths()
-        lanes = int(self.settings.lanes)
         window = self.settings.window
-        if window is None:
-            windows = np.ones(len(lengths), np.int64)
-        elif self.settings.tail == "drop":
-            windows = lengths // window
-        else:
-            windows = -(-lengths // window)
-        kept = windows > 0
-        lane = np.repeat(np.arange(lanes), np.diff(self._first))
-        if not kept.all():
-            self._keep(kept, lane)
-            lengths, windows, lane = lengths[kept], windows[kept], lane[kept]
-        if window is not None and self.settings.tail == "drop":
-            lengths = np.minimum(lengths, windows * window)
+        drop = window is not None and self.settings.tail == "drop"
         #: Timesteps of the longest piece that is emitted.
         self.longest = int(lengths.max(initial=0))
         #: Timesteps that the epoch emits.
-        self.num_timesteps = int(lengths.sum())
+        self.num_timesteps = self._total
+        windows = lengths
+        if window is None:
+            windows.fill(1)
+        else:
+            windows += 0 if drop else window - 1
+            windows //= window
+        if drop and window is not None:
+            self.longest = int(windows.max(initial=0)) * window
+            self.num_timesteps = int(windows.sum()) * window
         #: Timesteps that were chosen and are not emitted (tail="drop").
         self.left_out = self._total - self.num_timesteps
-        before = np.cumsum(windows) - windows
-        lane_windows = np.bincount(lane, windows, lanes).astype(np.int64)
-        self._lane_windows = lane_windows
+        if not windows.all():
+            windows = self._without_empty(windows)
+        if len(self.selection) < 2**31:
+            self._rows = self._rows.astype(np.int32)
+        pieces = [windows[low:high] for low, high in pairwise(self._first.tolist())]
+        self._lane_windows = np.array([each.sum() for each in pieces], np.int64)
         #: Windows of the epoch.
-        self.num_windows = int(lane_windows.max(initial=0))
+        self.num_windows = int(self._lane_windows.max())
         if not self.num_windows:
             raise PlanError(
                 f'tail="drop" emits whole windows only, and no sequence has window={window} timesteps: '
@@ -224,20 +227,24 @@ class Plan:
             )
         # Lane and first window of each piece in one ascending number, so that one search finds a piece on any lane.
         stride = self.num_windows + 1
-        first_window = before - np.repeat(np.cumsum(lane_windows) - lane_windows, np.diff(self._first))
-        self._keys = lane * stride + first_window
-        if len(self.selection) < 2**31:
-            self._rows = self._rows.astype(np.int32)
+        for lane, each in enumerate(pieces):
+            np.cumsum(each, out=each)
+            each[1:] = each[:-1]
+            each[:1] = 0
+            each += lane * stride
+        self._keys = windows
 
-    def _keep(self, kept: Bool, lane: Int64) -> None:
+    def _without_empty(self, windows: Int64) -> Int64:
         """Leave out pieces that emit nothing; a border cuts the lane's first or last piece only if that one is kept."""
+        kept = windows > 0
         first, last = self._first[:-1], self._first[1:] - 1
         held = last >= first
         self._skip = np.where(held & kept[np.minimum(first, len(kept) - 1)], self._skip, 0)
         self._cut = np.where(held & kept[np.maximum(last, 0)], self._cut, 0)
         self._rows = self._rows[kept]
-        counts = np.bincount(lane[kept], minlength=len(first))
-        self._first = np.concatenate([[0], np.cumsum(counts)])
+        before = np.concatenate([[0], np.cumsum(kept)])
+        self._first = before[self._first]
+        return windows[kept]
 
     def cells(self, steps: Int64, lane_start: int, lane_stop: int) -> Cells:
         """What the lanes `[lane_start, lane_stop)` hold in the windows `steps`.
