@@ -224,6 +224,18 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
     click.get_current_context().exit(result.exit_code)
 
 
+@commands.command()
+@click.option("--out", metavar="DIR", default="streamseq-demo", show_default=True, help="Where to put what it makes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON, the story elsewhere.")
+def demo(out: str, as_json: bool) -> None:
+    """Go the whole road on this Python's own library: ingest, train, stop, resume, result."""
+    from streamseq.training.demo import demo as go
+
+    result = go(out, say=lambda line: click.echo(line, err=as_json))
+    if as_json:
+        click.echo(json.dumps(result.as_dict()))
+
+
 class _Lines:
     """Hears of a run's progress where there is no terminal: its notes are lines on standard error."""
 

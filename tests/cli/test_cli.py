@@ -108,6 +108,7 @@ def to(*args):
         (["train", "nope.zarr", "--out", "run", "--k1", "half"], 2, "neither a number of timesteps nor n"),
         (["train", "nope.zarr", "--out", "run", "--resume"], 1, "run/checkpoint.pt"),
         (["train", "nope.zarr"], 2, "--out"),
+        (["demo", "--out", "texts"], 2, "texts holds something that no demo made"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, texts, tmp_path, args, code, line):
@@ -144,6 +145,15 @@ def test_an_unreadable_file_is_told_or_skipped(run, texts):
     assert run("ingest", "text", texts, "--to", "s.zarr", "--on-error", "skip")[0] == 0
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """A test run in the background may ignore Ctrl-C, and what it starts would too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_leaves_nothing_and_says_so(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
