@@ -15,7 +15,7 @@ from streamseq.training.holdout import Holdout, Span, hold_out
 from streamseq.training.model import ByteLanguageModel
 from streamseq.training.settings import TrainingSettings
 
-EVALUATION_WINDOW = 256
+EVALUATED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,12 @@ def build_streams(store: Store, settings: TrainingSettings) -> Streams:
             f"training learns bytes, a field of uint8 with step shape (), and {settings.field!r} of {store.uri} is "
             f"{field.dtype} with {field.shape}: name another field, or write a loop of your own around ss.TBPTT"
         )
+    # The logits of a window are a kilobyte a timestep.
+    evaluation_window = max(1, EVALUATED_AT_ONCE // settings.lanes)
     split = hold_out(store, share=settings.held_out, seed=settings.seed, limit=settings.held_out_timesteps)
     return Streams(
         train=_stream(store, settings, split.train, settings.window_length, shuffle=settings.shuffle),
-        held_out=_stream(store, settings, split.held_out, EVALUATION_WINDOW) if split.held_out else None,
+        held_out=_stream(store, settings, split.held_out, evaluation_window) if split.held_out else None,
         split=split,
     )
 

@@ -36,6 +36,10 @@ CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 
+# In runs of a few thousand updates an average over the last 100 follows the size of the gradients better than torch's
+# default, one over 1,000.
+BETAS = (0.9, 0.99)
+
 LN2 = math.log(2)
 
 
@@ -122,7 +126,7 @@ class _Trainer:
         self._loader = TimedLoader(self._streams.train, device=settings.device)
         self._planned = planned_updates(self._streams.train, settings)
         self._model = build_model(settings)
-        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate)
+        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate, betas=BETAS)
         self._tbptt = TBPTT(
             self._model,
             next_byte_loss,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from corpus import Recorder, make_settings, make_store
 
 import streamseq as ss
 from streamseq.training import (
+    ByteLanguageModel,
     NonFiniteLossError,
     ProgressBar,
     evaluate,
@@ -62,20 +64,36 @@ def test_the_result_is_what_the_checkpoint_and_the_log_say(tmp_path):
 
 
 def test_rows_are_means_over_timesteps_since_the_row_before(tmp_path):
-    one, four = make_settings(log_every=1), make_settings(log_every=4)
-    each = train(make_store(), tmp_path / "one", one) and rows(tmp_path / "one", "train")
-    fours = train(make_store(), tmp_path / "four", four) and rows(tmp_path / "four", "train")
-    total = sum(row["loss"] * (row["timesteps"] - before) for row, before in _with_before(each[:4]))
-    assert fours[0]["loss"] == pytest.approx(total / each[3]["timesteps"])
-    assert [row["update"] for row in fours[:3]] == [4, 8, 12]
-    assert fours[-1]["timesteps"] == each[-1]["timesteps"]
+    settings = make_settings(lanes=5, shuffle=False)
+    for every in (1, 4):
+        train(make_store(), tmp_path / str(every), replace(settings, log_every=every))
+    each, fours = (rows(tmp_path / str(every), "train") for every in (1, 4))
+    counts = np.diff([0, *(row["timesteps"] for row in each)])
+    sums = counts * [row["loss"] for row in each]
+    assert len(set(counts)) > 2
+    assert each[0]["loss"] == pytest.approx(np.log(256), abs=0.3)
+    assert [row["update"] for row in fours[:-1]] == list(range(4, len(each), 4))
+    for row, last in zip(fours, [*range(4, len(each), 4), len(each)], strict=True):
+        part = slice((last - 1) // 4 * 4, last)
+        assert row["loss"] == pytest.approx(sums[part].sum() / counts[part].sum())
+        assert row["timesteps"] == counts[:last].sum()
 
 
-def _with_before(train_rows):
-    before = 0
-    for row in train_rows:
-        yield row, before
-        before = row["timesteps"]
+def test_the_trainer_does_what_a_loop_of_the_same_parts_does(tmp_path):
+    settings = make_settings(updates=12, clip=0.5, held_out=0)
+    result = train(make_store(), tmp_path / "out", settings)
+    torch.manual_seed(settings.seed)
+    model = ByteLanguageModel(hidden=12, embedding=6, dropout=0.2)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    stream = ss.StreamDataset(make_store(), lanes=3, window=8, lookahead={"target": ("x", 1)}, shuffle=True)
+    tbptt = ss.TBPTT(model, next_byte_loss, k1=8, k2=16)
+    for number, _ in zip(range(12), tbptt.updates(stream), strict=False):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate_at(number, 12)
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = load_model(result.checkpoint)[0].state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
 
 
 def test_evaluations_come_at_their_updates_and_at_the_end(tmp_path):
