@@ -25,11 +25,11 @@ from streamseq.training.settings import TrainingSettings
 from streamseq.training.trainer import CHECKPOINT, METRICS
 
 #: One to two minutes on two cores. The number of updates is fixed, so the result does not depend on the speed.
-#: Many lanes and short windows: in so short a run updates from many files at once matter more than reaching far back.
+#: In so short a run many updates, each from many files, matter more than reaching far back.
 SETTINGS = TrainingSettings(
-    k1=8,
-    k2=16,
-    lanes=128,
+    k1=16,
+    k2=32,
+    lanes=64,
     hidden=192,
     updates=2800,
     learning_rate=1e-2,
@@ -37,7 +37,7 @@ SETTINGS = TrainingSettings(
     evaluate_every=700,
 )
 
-PROMPT = b"def main():\n"
+PROMPT = b"import os\nimport sys\n\n\nclass "
 SAMPLE_BYTES = 400
 
 _MARKER = ".streamseq-demo"
@@ -137,7 +137,7 @@ def demo(
         say(line)
 
     model, _ = load_model(run / CHECKPOINT)
-    sample = _printable(PROMPT + model.sample(PROMPT, SAMPLE_BYTES, temperature=0.6))
+    sample = _printable(PROMPT + model.sample(PROMPT, SAMPLE_BYTES, temperature=0.7))
     say("\n5. What it writes")
     for line in sample.splitlines():
         say(f"   | {line}")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 RUNS = {
     "k, 2k": {},
-    "gru": {"cell": "gru", "layers": 2},
+    "gru": {"cell": "gru", "layers": 2, "k1": 16, "k2": 32},
     "several updates a window": {"window": 16, "k1": 4, "k2": 10},
     "several windows an update": {"window": 4, "k1": 12, "k2": 20, "segment": 6},
     "whole sequences": {"k1": None, "k2": None},
