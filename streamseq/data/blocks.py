@@ -19,9 +19,12 @@ from streamseq.data.window import Block, Window
 from streamseq.storage.interface import Store
 
 Array = NDArray[Any]
+Int64 = NDArray[np.int64]
 
 BLOCK_BYTES = 2 << 20
 MAX_WINDOWS = 64
+# Runs for each lane from which on a block is filled lane by lane.
+RAGGED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ class BlockReader:
         self._version = store.version
         self._buffers = {name: Buffers() for name in view.emitted}
         self._mask_buffers = Buffers()
+        self._apart: Array = np.empty(0, np.uint8)
         names = dict.fromkeys(emitted.field for emitted in view.emitted.values())
         # A chunk for each lane, and those that the sequences of one shuffled group share.
         self._reader = store.reader(list(names), self._lanes + 2 * GROUP)
@@ -107,25 +111,53 @@ class BlockReader:
             view.batch_first,
         ).windows()
 
-    def _fill(self, name: str, emitted: Emitted, runs: list[Run], windows: int, length: int) -> Tensor:
+    def _fill(self, name: str, emitted: Emitted, runs: Runs, windows: int, length: int) -> Tensor:
+        """[W, B, K, *D] or [W, K, B, *D] of one tensor of the windows."""
         field = self._fields[name]
         axes = (self._lanes, length) if self._view.batch_first else (length, self._lanes)
         block = self._buffers[name].take((windows, *axes, *field.shape), field.dtype)
         lane_first = block if self._view.batch_first else block.swapaxes(1, 2)
-        for run in runs:
-            place = lane_first[run.first : run.last, run.lane]
-            low = max(run.start + emitted.offset, run.low)
-            high = min(run.stop + emitted.offset, run.high)
-            at = low - run.start - emitted.offset
-            if low >= high or run.sequence < 0:
-                place[...] = 0
-                continue
-            _zero(place, length, 0, at)
-            for part in self._reader.slices(emitted.field, run.sequence, low, high):
-                _put(place, length, at, part)
-                at += len(part)
-            _zero(place, length, at, len(place) * length)
+        start = np.maximum(runs.start + emitted.offset, runs.low)
+        stop = np.minimum(runs.stop + emitted.offset, runs.high)
+        skipped = start - runs.start - emitted.offset
+        there = (start < stop) & (runs.sequence >= 0)
+        if len(runs.lane) > RAGGED * self._lanes:
+            at = (runs.lane * windows + runs.first) * length + skipped
+            spans = (runs.sequence[there], start[there], stop[there])
+            self._fill_ragged(lane_first, emitted.field, spans, at[there])
+        else:
+            columns = (runs.lane, runs.first, runs.last, runs.sequence, start, stop, skipped, there)
+            for lane, first, last, *span in zip(*(column.tolist() for column in columns), strict=True):
+                self._fill_run(lane_first[first:last, lane], length, emitted.field, *span)
         return torch.from_numpy(block)
+
+    def _fill_run(
+        self, place: Array, length: int, field: str, sequence: int, start: int, stop: int, at: int, there: bool
+    ) -> None:
+        """Fill windows `place` [w, K, *D] of one lane with one span, from timestep `at` of them on."""
+        if not there:
+            place[...] = 0
+            return
+        _zero(place, length, 0, at)
+        for part in self._reader.slices(field, sequence, start, stop):
+            _put(place, length, at, part)
+            at += len(part)
+        _zero(place, length, at, len(place) * length)
+
+    def _fill_ragged(self, lane_first: Array, field: str, spans: tuple[Int64, Int64, Int64], at: Int64) -> None:
+        """Fill windows `lane_first` [W, B, K, *D] with many spans.
+
+        A span is one copy where a lane's windows lie side by side, and up to three where lanes lie between them. So the
+        lanes are filled apart and then put in place together.
+        """
+        windows, lanes, length, *step = lane_first.shape
+        if self._apart.size != lane_first.size or self._apart.dtype != lane_first.dtype:
+            self._apart = np.empty(lane_first.size, lane_first.dtype)
+        flat = self._apart.reshape(lanes * windows * length, *step)
+        if int((spans[2] - spans[1]).sum()) < len(flat):
+            flat.fill(0)
+        self._reader.copy(field, spans, flat, at)
+        lane_first[...] = flat.reshape(lanes, windows, length, *step).swapaxes(0, 1)
 
     def _masks(self, cells: Cells, length: int) -> Tensor:
         """bool [W, B, K] or [W, K, B]: timesteps that are there, with everything that looks ahead or back."""
@@ -161,38 +193,45 @@ class BlockReader:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Windows `[first, last)` of a lane: `[start, stop)` of a sequence, of which `[low, high)` was chosen."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Runs:
+    """R runs of windows of a lane that hold consecutive timesteps of one span; int64 [R] each.
 
-    lane: int
-    first: int
-    last: int
-    sequence: int
-    start: int
-    stop: int
-    low: int
-    high: int
+    Args:
+        lane: The lane, from 0 in the view.
+        first, last: The windows `[first, last)` of the block.
+        sequence, start, stop, low, high: See `Cells`.
+    """
+
+    lane: Int64
+    first: Int64
+    last: Int64
+    sequence: Int64
+    start: Int64
+    stop: Int64
+    low: Int64
+    high: Int64
 
 
-def _runs(cells: Cells) -> list[Run]:
+def _runs(cells: Cells) -> Runs:
     """The cells, consecutive windows of one piece on one lane taken together, so that each is read at once."""
     windows, lanes = cells.piece.shape
     joined = np.zeros((lanes, windows), np.bool_)
     joined[:, 1:] = ((cells.piece[1:] == cells.piece[:-1]) & (cells.start[1:] == cells.stop[:-1])).T
     begins = np.flatnonzero(~joined)
     ends = np.append(begins[1:], joined.size) - 1
-    columns = [
-        begins // windows,
-        begins % windows,
-        ends % windows + 1,
-        cells.sequence.T.ravel()[begins],
-        cells.start.T.ravel()[begins],
-        cells.stop.T.ravel()[ends],
-        cells.low.T.ravel()[begins],
-        cells.high.T.ravel()[begins],
-    ]
-    return [Run(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    lane, first = np.divmod(begins, windows)
+    last = ends - lane * windows
+    return Runs(
+        lane=lane,
+        first=first,
+        last=last + 1,
+        sequence=cells.sequence[first, lane],
+        start=cells.start[first, lane],
+        stop=cells.stop[last, lane],
+        low=cells.low[first, lane],
+        high=cells.high[first, lane],
+    )
 
 
 def _put(place: Array, length: int, at: int, values: Array) -> None:

@@ -41,6 +41,29 @@ class Reader(ABC):
                 closed.
         """
 
+    def copy(
+        self,
+        field: str,
+        spans: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        out: NDArray[Any],
+        at: NDArray[np.int64],
+    ) -> None:
+        """Copy many spans, which takes less than `slices` of each.
+
+        Args:
+            field: The field.
+            spans: Sequence, start and stop of each of S spans, int64 `[S]` each; none empty.
+            out: `[m, *D]`, of the field's dtype.
+            at: int64 `[S]`, where in `out` each span begins.
+
+        Raises:
+            CorruptionError, IndexError, ValueError: As `slices`.
+        """
+        for sequence, start, stop, place in zip(*(each.tolist() for each in (*spans, at)), strict=True):
+            for part in self.slices(field, sequence, start, stop):
+                out[place : place + len(part)] = part
+                place += len(part)
+
     @abstractmethod
     def close(self) -> None:
         """Close files and drop decoded chunks. Arrays that were handed out stay valid."""

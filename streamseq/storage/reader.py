@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.storage.arrow_shard import ArrowChunks
@@ -63,9 +64,7 @@ class DiskReader(Reader):
 
     def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
         """See `Reader.slices`."""
-        column = self._columns.get(field)
-        if column is None:
-            raise ValueError(f"a reader reads {', '.join(self._columns) or 'nothing once it is closed'}, got {field!r}")
+        column = self._column(field)
         rows = self._rows
         if not 0 <= sequence < rows.num_sequences:
             raise IndexError(f"sequences are numbered from 0 to {rows.num_sequences - 1}, got {sequence}")
@@ -80,6 +79,36 @@ class DiskReader(Reader):
         if row >= 0:
             return column.slices(row + start, stop - start)
         return self._pieces(column, sequence, start, stop)
+
+    def copy(
+        self,
+        field: str,
+        spans: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        out: NDArray[Any],
+        at: NDArray[np.int64],
+    ) -> None:
+        """See `Reader.copy`."""
+        column = self._column(field)
+        sequence, start, stop = spans
+        rows = self._rows
+        if not len(sequence):
+            return
+        if sequence.min() < 0 or sequence.max() >= rows.num_sequences:
+            raise IndexError(f"sequences are numbered from 0 to {rows.num_sequences - 1}, got {sequence}")
+        first = rows.single_rows(sequence)
+        simple = (first >= 0) & (start >= 0) & (start < stop) & (stop <= rows.lengths[sequence])
+        if not simple.all():
+            # Sequences of several pieces go one by one, and what is wrong is told there.
+            others = ~simple
+            super().copy(field, (sequence[others], start[others], stop[others]), out, at[others])
+            first, start, stop, at = first[simple], start[simple], stop[simple], at[simple]
+        column.copy(first + start, stop - start, out, at)
+
+    def _column(self, field: str) -> _Column:
+        column = self._columns.get(field)
+        if column is None:
+            raise ValueError(f"a reader reads {', '.join(self._columns) or 'nothing once it is closed'}, got {field!r}")
+        return column
 
     def close(self) -> None:
         """See `Reader.close`."""
@@ -126,6 +155,33 @@ class _Column:
         if stop == end:
             self._cache.first_to_go(key)
         return iter((values[offset:stop],))
+
+    def copy(
+        self, rows: NDArray[np.int64], counts: NDArray[np.int64], out: NDArray[Any], at: NDArray[np.int64]
+    ) -> None:
+        """Copy runs of rows, `counts[i]` from `rows[i]` on to `out[at[i]:]`."""
+        starts = np.array(self._starts, np.int64)
+        shard = np.searchsorted(starts, rows, "right") - 1
+        chunk, offset = np.divmod(rows - starts[shard], self._chunk_timesteps)
+        cache = self._cache
+        columns = (each.tolist() for each in (shard, chunk, offset, rows, counts, at))
+        for number, place, low, row, count, target in zip(*columns, strict=True):
+            key = (number, place)
+            values = cache.get(key)
+            if values is None:
+                values = self._load(key)
+            high, end = low + count, len(values)
+            if high < end:
+                out[target : target + count] = values[low:high]
+            elif high == end:
+                out[target : target + count] = values[low:high]
+                cache.first_to_go(key)
+            else:
+                for part in self._walk(row, count):
+                    out[target : target + len(part)] = part
+                    target += len(part)
+            # Otherwise the next chunk could not be decoded into the memory of this one.
+            del values
 
     def _walk(self, row: int, count: int) -> Iterator[NDArray[Any]]:
         """The general case, one chunk at a time."""

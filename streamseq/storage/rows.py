@@ -73,6 +73,12 @@ class RowIndex:
         first = self._offsets.item(sequence)
         return self._first_row.item(first) if self._offsets.item(sequence + 1) - first == 1 else -1
 
+    def single_rows(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`single_row` of many sequences that exist: int64 `[S]`."""
+        first = self._offsets[sequences]
+        alone = self._offsets[sequences + 1] - first == 1
+        return np.where(alone, self._first_row[np.minimum(first, len(self._first_row) - 1)], -1)
+
     def spans(self, sequence: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield (first row, number of rows) for consecutive parts of timesteps `[start, stop)` of a sequence."""
         first, last = self._offsets.item(sequence), self._offsets.item(sequence + 1)

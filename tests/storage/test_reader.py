@@ -186,3 +186,32 @@ def test_array_with_other_codecs_is_read_through_zarr(tmp_path, make, same):
     group["x"][50] = 0
     with pytest.raises(ss.CorruptionError, match="other values than were written"):
         ss.open(tmp_path / "s.zarr").read("a")
+
+
+@pytest.mark.parametrize("backend", ["zarr", "arrow"])
+def test_many_spans_are_copied_as_they_are_sliced(tmp_path, backend):
+    uri = tmp_path / f"s.{backend}"
+    rng = np.random.default_rng(0)
+    with ss.create(uri, {"x": ss.Field("int64", (2,))}, chunk_bytes=160, shard_bytes=1000) as writer:
+        for number in range(200):
+            # Interleaved, so that some sequences lie in many pieces.
+            n = int(rng.integers(1, 9))
+            x = number * 1000 + np.arange(2 * n).reshape(n, 2)
+            writer.append(f"s{rng.integers(0, 5)}" if number % 2 else f"alone-{number}", x=x)
+    store = ss.open(uri)
+    sequence = rng.integers(0, len(store), 300)
+    start = rng.integers(0, store.lengths[sequence])
+    stop = rng.integers(start + 1, store.lengths[sequence] + 1)
+    at = np.concatenate([[0], np.cumsum(stop - start)])
+    out = np.zeros((at[-1], 2), np.int64)
+    with store.reader(["x"], 3) as reader:
+        reader.copy("x", (sequence, start, stop), out, at[:-1])
+        wanted = [store.read(int(i), int(a), int(b))["x"] for i, a, b in zip(sequence, start, stop, strict=True)]
+        assert np.array_equal(out, np.concatenate(wanted))
+        one = np.array([0])
+        reader.copy("x", (one[:0], one[:0], one[:0]), out, one[:0])
+        with pytest.raises(ValueError, match="start"):
+            reader.copy("x", (one, one, one + 10**6), out, one)
+        for wrong in (-1, len(store)):
+            with pytest.raises(IndexError, match="numbered"):
+                reader.copy("x", (one + wrong, one, one + 1), out, one)
