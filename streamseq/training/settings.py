@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+import torch
+
 from streamseq.core.truncation import Grid
 
 # What may be another at each resume: it does not decide the parameters, or no more than their last bits.
@@ -86,6 +88,7 @@ class TrainingSettings:
         _check("held_out", self.held_out, 0 <= self.held_out < 1, "a share in [0, 1)")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "a number above 0")
         _check("final_learning_rate", self.final_learning_rate, 0 <= self.final_learning_rate <= 1, "a share in [0, 1]")
+        _check_device(self.device)
         _check("clip", self.clip, self.clip > 0, "above 0 (float('inf') for no clipping)")
 
     @property
@@ -112,6 +115,15 @@ class TrainingSettings:
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         fall = (1 + math.cos(math.pi * min(1.0, update / max(1, planned)))) / 2
         return self.learning_rate * rise * (self.final_learning_rate + (1 - self.final_learning_rate) * fall)
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is one that torch knows, such as cpu or cuda, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} needs a GPU and a torch that was built for it: use cpu")
 
 
 def _check(name: str, value: object, right: bool, rule: str) -> None:

@@ -33,6 +33,7 @@ def test_what_decides_the_parameters_is_bound_and_the_rest_is_free():
     [
         ({"k1": 8, "k2": 4}, "k2 >= k1"),
         ({"lanes": 0}, "lanes is at least 1, got 0"),
+        ({"device": "foo"}, "device is one that torch knows, such as cpu or cuda, got 'foo'"),
         ({"window": 0}, "window is at least 1"),
         ({"threads": 0}, "threads is at least 1"),
         ({"updates": -1}, "updates is at least 0"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -172,8 +173,10 @@ def test_runs_of_many_shapes_end(tmp_path, lengths, changes):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     settings = make_settings(learning_rate=1e37, warmup=0, checkpoint_every=1)
     with pytest.raises(NonFiniteLossError, match=r"update \d+ has loss .* holds the run after update (\d+)") as caught:
-        train(make_store(), tmp_path / "out", settings)
+        train(make_store([9000] * 8), tmp_path / "out", settings)
     assert "\n" not in str(caught.value)
+    # The exception is still held here, with its frames.
+    assert not [thread for thread in threading.enumerate() if thread.name == "streamseq-reader"]
     saved = read_checkpoint(tmp_path / "out" / "checkpoint.pt")["parts"]
     assert f"after update {saved['run']['updates']}" in str(caught.value)
     assert all(torch.isfinite(value).all() for value in saved["model"].values())
