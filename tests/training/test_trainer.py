@@ -22,6 +22,7 @@ from streamseq.training import (
     train,
 )
 from streamseq.training.build import build_streams
+from streamseq.training.threads import available_cores
 
 
 def rows(folder, event):
@@ -101,6 +102,8 @@ def test_evaluations_come_at_their_updates_and_at_the_end(tmp_path):
     result = train(make_store(), tmp_path / "out", make_settings(updates=12, evaluate_every=5))
     assert [row["update"] for row in rows(tmp_path / "out", "evaluate")] == [5, 10, 12]
     assert result.updates == 12
+    train(make_store(), tmp_path / "even", make_settings(updates=10, evaluate_every=5))
+    assert [row["update"] for row in rows(tmp_path / "even", "evaluate")] == [5, 10]
 
 
 def test_evaluating_and_saving_change_nothing(tmp_path):
@@ -119,13 +122,23 @@ def test_the_callers_random_generators_and_threads_stay_as_they_were(tmp_path):
     assert torch.get_num_threads() == threads
 
 
-def test_a_probed_number_of_threads_gives_the_same_start(tmp_path):
+def test_the_probe_changes_nothing_but_the_number_of_threads(tmp_path, monkeypatch):
+    def probe(work):
+        work()
+        return 1
+
+    monkeypatch.setattr("streamseq.training.trainer.choose_threads", probe)
     states = []
     for threads in (None, 1):
-        result = train(make_store(), tmp_path / str(threads), make_settings(updates=0, threads=threads))
-        assert result.threads >= 1
+        result = train(make_store(), tmp_path / str(threads), make_settings(updates=4, threads=threads))
         states.append(load_model(result.checkpoint)[0].state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_number_of_threads_is_probed_where_none_is_given(tmp_path):
+    assert (
+        1 <= train(make_store(), tmp_path / "out", make_settings(updates=1, threads=None)).threads <= available_cores()
+    )
 
 
 def test_no_updates_give_an_evaluation_and_no_loss(tmp_path):
