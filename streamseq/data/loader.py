@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from streamseq.data.dataset import StreamDataset
 from streamseq.data.window import Window
 
 _END = None
+_RUNNING: set[tuple[threading.Event, threading.Thread]] = set()
 
 
 class StreamLoader:
@@ -63,6 +65,8 @@ class StreamLoader:
         reader = threading.Thread(
             target=_read_ahead, args=(self.stream, steps, blocks, stopped), name="streamseq-reader", daemon=True
         )
+        running = (stopped, reader)
+        _RUNNING.add(running)
         reader.start()
         step = steps.start
         try:
@@ -75,10 +79,9 @@ class StreamLoader:
                     yield self._to_device(window)
         finally:
             stopped.set()
-            while reader.is_alive():
-                # The thread may wait for room.
-                _drain(blocks)
-                reader.join(0.01)
+            _drain(blocks)
+            reader.join()
+            _RUNNING.discard(running)
 
     def _to_device(self, window: Window) -> Window:
         if self.device is None:
@@ -110,15 +113,37 @@ def _read_ahead(
         reader = stream.open_reader()
         try:
             for block in reader.blocks(steps):
-                blocks.put(block)
-                if stopped.is_set():
+                if not _put(blocks, block, stopped):
                     return
         finally:
             reader.close()
-        blocks.put(_END)
+        _put(blocks, _END, stopped)
     except BaseException as error:
         # Raised where the windows are asked for.
-        blocks.put(error)
+        _put(blocks, error, stopped)
+
+
+def _put(
+    blocks: queue.Queue[list[Window] | BaseException | None],
+    item: list[Window] | BaseException | None,
+    stopped: threading.Event,
+) -> bool:
+    """Wait for room; False where nobody wants any more."""
+    while not stopped.is_set():
+        try:
+            blocks.put(item, timeout=0.05)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+@atexit.register
+def _stop_readers() -> None:
+    """End the threads of loops that were left half way: one that outlives the interpreter aborts the process."""
+    for stopped, reader in list(_RUNNING):
+        stopped.set()
+        reader.join()
 
 
 def _drain(blocks: queue.Queue[Any]) -> None:

@@ -1,5 +1,7 @@
 """The carry: the right state for each lane, and a broken chain is an error."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,9 @@ def test_a_window_that_does_not_follow_is_an_error():
     other = make_stream([9, 9], lanes=2, window=3, shuffle=True)
     with pytest.raises(ss.ContinuityError, match="another plan"):
         carry.enter(other[1].token)
+    ended = dataclasses.replace(windows[0].token, final=np.array([True, False]))
+    assert windows[1].token.follows(windows[0].token)
+    assert not windows[1].token.follows(ended)
     # A lane that resets may follow anything.
     carry.enter(windows[0].token)
     carry.enter(other[0].token)

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 
@@ -366,6 +368,18 @@ def test_a_loader_s_thread_ends_with_the_loop_and_raises_where_windows_are_asked
     with pytest.raises(ZeroDivisionError):
         list(ss.StreamLoader(stream))
     assert not readers()
+
+
+def test_a_program_that_leaves_a_loop_half_way_ends_well():
+    program = """
+import numpy as np, streamseq as ss
+stream = ss.StreamDataset(ss.from_arrays({"a": {"x": np.arange(10_000_000)}}), 4, 100, layout="even")
+iterator = iter(ss.StreamLoader(stream, prefetch=64))
+next(iterator)
+"""
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_windows_that_are_held_keep_their_values(make_store):
