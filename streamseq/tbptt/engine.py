@@ -47,8 +47,8 @@ class TBPTT:
 
     An update every `k1` timesteps, back-propagated through the last `k2`: the loss of each timestep counts once, in
     the update to which it is new (Williams & Peng 1990, BPTT(h; h') with h = k2, h' = k1). `k1=k, k2=k` is the loop
-    with `detach` that is usually written by hand; `k1=None, k2=None` is full BPTT, exact, in memory that does not
-    depend on n.
+    with `detach` that is usually written by hand; `k1=None, k2=None` is full BPTT, exact, with activations that do not
+    grow with n.
 
     For each update the last k2 timesteps are run again under the current parameters, from the one state that the
     update before kept; they are back-propagated `segment` timesteps at a time.
