@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -87,8 +87,6 @@ class Cells:
         start, stop: int64 [W, B], positions in the sequence; both 0 where the lane is idle.
         reset: bool [W, B], whether the state before the window is the initial one.
         final: bool [W, B], whether the lane's state ends with the window.
-        piece: int64 [W, B], a number that differs between the pieces that lanes hold one after the other.
-        low, high: int64 [W, B], the span that was chosen of the sequence: no datum outside it may be shown.
     """
 
     sequence: Int64
@@ -96,9 +94,70 @@ class Cells:
     stop: Int64
     reset: Bool
     final: Bool
-    piece: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Runs:
+    """What B lanes hold in W consecutive windows, as R runs: windows of a lane with consecutive timesteps, or idle.
+
+    Args:
+        windows, lanes: W and B.
+        window: Timesteps K of a window; None where each sequence is one, and then W is 1.
+        lane: int64 [R], from 0.
+        first, last: int64 [R], the windows `[first, last)`, from 0.
+        sequence: int64 [R], index of the sequence, -1 where the lane is idle.
+        start, stop: int64 [R], positions in the sequence; both 0 where the lane is idle.
+        low, high: int64 [R], the span that was chosen of the sequence: no datum outside it may be shown.
+        reset: bool [R], whether the state before the run is the initial one.
+        final: bool [R], whether the lane's state ends with the run.
+        room: Whole windows that every lane goes on with in the same sequence; 0 where lanes have several runs.
+    """
+
+    windows: int
+    lanes: int
+    window: int | None
+    lane: Int64
+    first: Int64
+    last: Int64
+    sequence: Int64
+    start: Int64
+    stop: Int64
     low: Int64
     high: Int64
+    reset: Bool
+    final: Bool
+    room: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lane)
+
+    def next(self) -> Runs | None:
+        """What the lanes hold in the next W windows, where that is seen from here: every lane goes on."""
+        if self.room < self.windows or self.window is None:
+            return None
+        no = np.zeros(self.lanes, np.bool_)
+        stop = self.stop + self.windows * self.window
+        return replace(self, start=self.stop, stop=stop, reset=no, final=no, room=self.room - self.windows)
+
+    def cells(self) -> Cells:
+        """The same, window by window."""
+        shape = (self.lanes, self.windows)
+        counts = self.last - self.first
+        # Where each cell lies in its run; the cells of a lane are consecutive once the runs are sorted.
+        order = np.argsort(self.lane * self.windows + self.first)
+        run = np.repeat(order, counts[order]).reshape(shape).T
+        index = np.arange(self.windows)[:, None] - self.first[run]
+        start, stop = self.start[run], self.stop[run]
+        if self.window is not None:
+            start = np.minimum(start + index * self.window, stop)
+            np.minimum(start + self.window, stop, out=stop)
+        return Cells(
+            sequence=self.sequence[run],
+            start=start,
+            stop=stop,
+            reset=self.reset[run] & (index == 0),
+            final=self.final[run] & (index == counts[run] - 1),
+        )
 
 
 class Plan:
@@ -122,7 +181,7 @@ class Plan:
         >>> plan = Plan(select_all(np.array([5, 4])), PlanSettings(lanes=2, window=4), contents="", epoch=0)
         >>> plan.num_windows
         2
-        >>> plan.cells(np.array([1]), 0, 2).sequence.tolist()
+        >>> plan.cells(1, 2, 0, 2).sequence.tolist()
         [[0, -1]]
     """
 
@@ -246,51 +305,74 @@ class Plan:
         self._first = before[self._first]
         return windows[kept]
 
-    def cells(self, steps: Int64, lane_start: int, lane_stop: int) -> Cells:
-        """What the lanes `[lane_start, lane_stop)` hold in the windows `steps`.
+    def runs(self, first: int, stop: int, lane_start: int, lane_stop: int) -> Runs:
+        """What the lanes `[lane_start, lane_stop)` hold in the windows `[first, stop)`; with `AsIs` in one window.
 
         Args:
-            steps: int64 [W], each in `[0, num_windows)`.
+            first, stop: Windows, `0 <= first < stop <= num_windows`.
             lane_start, lane_stop: A run of lanes.
-
-        Returns:
-            `Cells` of shape [W, lane_stop - lane_start].
         """
         lanes = np.arange(lane_start, lane_stop, dtype=np.int64)
-        step = steps[:, None]
-        idle = step >= self._lane_windows[lanes]
-        stride = self.num_windows + 1
-        piece = np.searchsorted(self._keys, lanes * stride + np.minimum(step, self.num_windows), "right") - 1
+        base = lanes * (self.num_windows + 1)
+        held = self._lane_windows[lane_start:lane_stop]
+        end = np.minimum(held, stop)
+        low_piece = np.searchsorted(self._keys, base + first, "right") - 1
+        counts = np.searchsorted(self._keys, base + end - 1, "right") - low_piece
+        counts[end <= first] = 0
+        lane = np.repeat(np.arange(len(lanes)), counts)
+        piece = np.arange(len(lane)) + np.repeat(low_piece - (np.cumsum(counts) - counts), counts)
+        begins = self._keys[piece] - base[lane]
+        is_last = piece == self._first[lanes + 1][lane] - 1
+        next_begins = self._keys[np.minimum(piece + 1, len(self._keys) - 1)] - base[lane]
+        run_first = np.maximum(begins, first)
+        run_last = np.minimum(end[lane], np.where(is_last, held[lane], next_begins))
         rows = self._rows[piece].astype(np.int64)
-        lengths = self.selection.lengths[rows]
         low = self.selection.starts_of(rows)
-        begin = low + np.where(piece == self._first[lanes], self._skip[lanes], 0)
-        end = low + lengths - np.where(piece == self._first[lanes + 1] - 1, self._cut[lanes], 0)
-        index = step - (self._keys[piece] - lanes * stride)
+        high = low + self.selection.lengths[rows]
+        begin = low + np.where(piece == self._first[lanes][lane], self._skip[lanes][lane], 0)
+        finish = high - np.where(is_last, self._cut[lanes][lane], 0)
         window = self.settings.window
-        start, stop = begin, end.copy()
+        run_start, run_stop = begin, finish
         if window is not None:
             if self.settings.tail == "drop":
-                end -= (end - begin) % window
-            start = begin + index * int(window)
-            np.minimum(start + window, end, out=stop)
-        return Cells(
-            sequence=np.where(idle, -1, self.selection.sequences_of(rows)),
-            start=np.where(idle, 0, start),
-            stop=np.where(idle, 0, stop),
-            reset=(index == 0) & ~idle,
-            final=(stop == end) & ~idle,
-            piece=np.where(idle, -1, piece),
-            low=np.where(idle, 0, low),
-            high=np.where(idle, 0, low + lengths),
+                finish = finish - (finish - begin) % window
+            run_start = begin + (run_first - begins) * int(window)
+            run_stop = np.minimum(begin + (run_last - begins) * int(window), finish)
+        columns = [lane, run_first - first, run_last - first, self.selection.sequences_of(rows)]
+        columns += [run_start, run_stop, low, high, run_first == begins, run_stop == finish]
+        idle = np.flatnonzero(held < stop)
+        room = 0
+        if window is not None and len(lane) == len(lanes) and not len(idle):
+            # The last window of a piece may be a part of one, and is the final one.
+            room = max(0, int((np.where(is_last, held, next_begins) - run_last).min()) - 1)
+        if len(idle):
+            zeros = np.zeros(len(idle), np.int64)
+            filler = [idle, np.maximum(held[idle] - first, 0), zeros + (stop - first), zeros - 1]
+            filler += [zeros] * 4 + [zeros.astype(np.bool_)] * 2
+            columns = [np.concatenate(pair) for pair in zip(columns, filler, strict=True)]
+        names = ("lane", "first", "last", "sequence", "start", "stop", "low", "high", "reset", "final")
+        return Runs(
+            windows=stop - first,
+            lanes=len(lanes),
+            window=None if window is None else int(window),
+            room=room,
+            **dict(zip(names, columns, strict=True)),
         )
+
+    def cells(self, first: int, stop: int, lane_start: int, lane_stop: int) -> Cells:
+        """What the lanes `[lane_start, lane_stop)` hold in the windows `[first, stop)`, window by window."""
+        if self.settings.window is not None:
+            return self.runs(first, stop, lane_start, lane_stop).cells()
+        each = [self.runs(step, step + 1, lane_start, lane_stop).cells() for step in range(first, stop)]
+        names = ("sequence", "start", "stop", "reset", "final")
+        return Cells(**{name: np.concatenate([getattr(cells, name) for cells in each]) for name in names})
 
     def window_length(self, step: int) -> int:
         """Timesteps of window `step`, padding included; with `AsIs` those of its longest sequence over all lanes."""
         if self.settings.window is not None:
             return int(self.settings.window)
-        cells = self.cells(np.array([step], np.int64), 0, int(self.settings.lanes))
-        return int((cells.stop - cells.start).max())
+        runs = self.runs(step, step + 1, 0, int(self.settings.lanes))
+        return int((runs.stop - runs.start).max())
 
     @cached_property
     def fingerprint(self) -> str:

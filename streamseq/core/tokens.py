@@ -65,7 +65,7 @@ def _is_count(value: object) -> bool:
 
 
 # Not frozen, which would triple the time that one takes to make, and a stream makes one for every window.
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, eq=False)
 class StateToken:
     """Lane by lane, whose state a window of B lanes continues.
 

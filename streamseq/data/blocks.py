@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamseq.core.plan import Cells, Plan
-from streamseq.core.shuffle import GROUP
-from streamseq.core.tokens import StateToken
+from streamseq.core.plan import Plan, Runs
 from streamseq.data.buffers import Buffers
-from streamseq.data.window import Block, Window
-from streamseq.storage.interface import Store
+from streamseq.data.limits import Limits
+from streamseq.data.window import Block, BlockTokens, Window
+from streamseq.storage.interface import Parts, ReaderCounts, Store
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
 
-BLOCK_BYTES = 2 << 20
-MAX_WINDOWS = 64
-# Runs for each lane from which on a block is filled lane by lane.
+# Parts for each lane from which on a block is filled lane by lane.
 RAGGED = 2
+# Blocks of which it is known what they are going to hold.
+_MOST_AHEAD = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,31 @@ class View:
     batch_first: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Column:
+    """One tensor of a block that is going to be read: its parts, and where they go.
+
+    Args:
+        parts: Where its timesteps lie in the store.
+        at: int64 [P], the place of the first timestep of each part, with the windows of each lane end to end.
+        whole: Whether the parts fill the block.
+    """
+
+    parts: Parts
+    at: Int64
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Request:
+    """A block that is going to be read."""
+
+    first: int
+    length: int
+    runs: Runs
+    columns: dict[str, _Column]
+
+
 class BlockReader:
     """Reads windows of a plan from a store, a block at a time. For one thread.
 
@@ -63,175 +88,181 @@ class BlockReader:
         store: Where the timesteps are.
         plan: What each window holds.
         view: What to show.
+        limits: How much memory to use.
+        buffers: Where the memory of blocks comes from.
+        ahead: Whether a thread of its own decodes chunks before they are needed.
     """
 
-    def __init__(self, store: Store, plan: Plan, view: View) -> None:
+    def __init__(self, store: Store, plan: Plan, view: View, limits: Limits, buffers: Buffers, ahead: bool) -> None:
         self._plan = plan
         self._view = view
         self._lanes = view.lane_stop - view.lane_start
         self._fields = {name: store.fields[emitted.field] for name, emitted in view.emitted.items()}
         self._version = store.version
-        self._buffers = {name: Buffers() for name in view.emitted}
-        self._mask_buffers = Buffers()
+        self._limits = limits
+        self._buffers = buffers
         self._apart: Array = np.empty(0, np.uint8)
         names = dict.fromkeys(emitted.field for emitted in view.emitted.values())
-        # A chunk for each lane, and those that the sequences of one shuffled group share.
-        self._reader = store.reader(list(names), self._lanes + 2 * GROUP)
+        self._ahead = limits.ahead if ahead else 0
+        self._reader = store.reader(list(names), limits.chunks, self._ahead)
 
     def close(self) -> None:
         """Let go of the store's files."""
         self._reader.close()
 
+    @property
+    def counts(self) -> ReaderCounts:
+        """What was read and decoded so far."""
+        return self._reader.counts
+
     def blocks(self, steps: range) -> Iterator[list[Window]]:
-        """The windows `steps`, in order, a block at a time."""
-        size = self._windows_in_block()
-        for first in range(0, len(steps), size):
-            yield self.read(steps[first : first + size])
+        """The windows `steps`, in order, a block at a time; where they are not consecutive, one at a time."""
+        size = self._limits.windows if steps.step == 1 else 1
+        requests = self._requests(steps, size)
+        coming: deque[_Request] = deque()
+        hinted = 0
+        while True:
+            # What is going to be read is found out as far ahead as there is room for decoded chunks.
+            while hinted == len(coming) < _MOST_AHEAD and (request := next(requests, None)) is not None:
+                coming.append(request)
+                hinted += self._prefetch(request)
+            if not coming:
+                return
+            if hinted < len(coming):
+                hinted += self._prefetch(coming[hinted])
+            yield self._read(coming.popleft())
+            hinted = max(0, hinted - 1)
 
-    def _windows_in_block(self) -> int:
-        length = self._plan.settings.window
-        if length is None:
-            return 1
-        size = self._lanes * length * sum(field.step_bytes for field in self._fields.values())
-        return min(MAX_WINDOWS, max(1, BLOCK_BYTES // size))
+    def _prefetch(self, request: _Request) -> bool:
+        there = [self._reader.prefetch(column.parts) for column in request.columns.values()]
+        return all(there)
 
-    def read(self, steps: Sequence[int]) -> list[Window]:
-        """The windows `steps`; with the as-is split, one step only."""
+    def read(self, step: int) -> Window:
+        """One window."""
+        (request,) = self._requests(range(step, step + 1), 1)
+        return self._read(request)[0]
+
+    def _requests(self, steps: range, size: int) -> Iterator[_Request]:
+        view, runs = self._view, None
+        for first in steps[::size]:
+            stop = min(first + size, steps.stop)
+            # Most blocks go on where the one before stopped, on every lane.
+            runs = runs.next() if runs is not None and stop - first == runs.windows and steps.step == 1 else None
+            if runs is None:
+                runs = self._plan.runs(first, stop, view.lane_start, view.lane_stop)
+            yield self._request(first, runs)
+
+    def _request(self, first: int, runs: Runs) -> _Request:
         view = self._view
-        length = self._plan.settings.window or self._plan.window_length(steps[0])
-        cells = self._plan.cells(np.array(steps, np.int64), view.lane_start, view.lane_stop)
-        runs = _runs(cells)
-        tensors = {name: self._fill(name, emitted, runs, len(steps), length) for name, emitted in view.emitted.items()}
+        length = self._plan.settings.window or self._plan.window_length(first)
+        columns = {name: self._locate(emitted, runs, int(length)) for name, emitted in view.emitted.items()}
+        return _Request(first=first, length=int(length), runs=runs, columns=columns)
+
+    def _locate(self, emitted: Emitted, runs: Runs, length: int) -> _Column:
+        sequence, start, stop = runs.sequence, runs.start, runs.stop
+        at = (runs.lane * runs.windows + runs.first) * length
+        if emitted.offset:
+            start = np.clip(start + emitted.offset, runs.low, runs.high)
+            stop = np.clip(stop + emitted.offset, runs.low, runs.high)
+            at = at + start - runs.start - emitted.offset
+        there = start < stop
+        if not there.all():
+            sequence, start, stop, at = sequence[there], start[there], stop[there], at[there]
+        parts = self._reader.locate(emitted.field, (sequence, start, stop))
+        return _Column(
+            parts=parts,
+            at=at[parts.span] + parts.offset,
+            whole=int((stop - start).sum()) == runs.lanes * runs.windows * length,
+        )
+
+    def _read(self, request: _Request) -> list[Window]:
+        view, runs = self._view, request.runs
+        tensors = {name: self._fill(name, column, runs, request.length) for name, column in request.columns.items()}
         lane = np.arange(view.lane_start, view.lane_stop)
         return Block(
             {name: tensor.unbind(0) for name, tensor in tensors.items()},
-            self._masks(cells, length).unbind(0),
-            torch.from_numpy(cells.stop - cells.start),
-            lambda index: self._token(cells, index, lane, steps[index]),
+            self._masks(runs, request.length, all(column.whole for column in request.columns.values())).unbind(0),
+            BlockTokens(
+                runs=runs,
+                lane=lane,
+                epoch=self._plan.epoch,
+                step=request.first,
+                fingerprint=self._plan.fingerprint,
+                version=self._version,
+            ).tokens,
             view.batch_first,
         ).windows()
 
-    def _fill(self, name: str, emitted: Emitted, runs: Runs, windows: int, length: int) -> Tensor:
+    def _fill(self, name: str, column: _Column, runs: Runs, length: int) -> Tensor:
         """[W, B, K, *D] or [W, K, B, *D] of one tensor of the windows."""
-        field = self._fields[name]
+        field, parts = self._fields[name], column.parts
         axes = (self._lanes, length) if self._view.batch_first else (length, self._lanes)
-        block = self._buffers[name].take((windows, *axes, *field.shape), field.dtype)
+        block = self._buffers.take((runs.windows, *axes, *field.shape), field.dtype)
         lane_first = block if self._view.batch_first else block.swapaxes(1, 2)
-        start = np.maximum(runs.start + emitted.offset, runs.low)
-        stop = np.minimum(runs.stop + emitted.offset, runs.high)
-        skipped = start - runs.start - emitted.offset
-        there = (start < stop) & (runs.sequence >= 0)
-        if len(runs.lane) > RAGGED * self._lanes:
-            at = (runs.lane * windows + runs.first) * length + skipped
-            spans = (runs.sequence[there], start[there], stop[there])
-            self._fill_ragged(lane_first, emitted.field, spans, at[there])
+        if len(parts) > RAGGED * self._lanes:
+            self._fill_apart(lane_first, column)
         else:
-            columns = (runs.lane, runs.first, runs.last, runs.sequence, start, stop, skipped, there)
-            for lane, first, last, *span in zip(*(column.tolist() for column in columns), strict=True):
-                self._fill_run(lane_first[first:last, lane], length, emitted.field, *span)
+            if not column.whole:
+                block.fill(0)
+            self._fill_in_place(lane_first, column)
         return torch.from_numpy(block)
 
-    def _fill_run(
-        self, place: Array, length: int, field: str, sequence: int, start: int, stop: int, at: int, there: bool
-    ) -> None:
-        """Fill windows `place` [w, K, *D] of one lane with one span, from timestep `at` of them on."""
-        if not there:
-            place[...] = 0
-            return
-        _zero(place, length, 0, at)
-        for part in self._reader.slices(field, sequence, start, stop):
-            _put(place, length, at, part)
-            at += len(part)
-        _zero(place, length, at, len(place) * length)
+    def _fill_in_place(self, lane_first: Array, column: _Column) -> None:
+        """Fill windows `lane_first` [W, B, K, *D] with long parts, a copy of whole windows for each."""
+        windows, _, length, *shape = lane_first.shape
+        lane, place = np.divmod(column.at, windows * length)
+        window, step = np.divmod(place, length)
+        arrays = self._reader.arrays(column.parts)
+        for values, b, w, t in zip(arrays, lane.tolist(), window.tolist(), step.tolist(), strict=True):
+            count, rest = divmod(len(values), length)
+            if t or rest:
+                _put(lane_first[:, b], length, w * length + t, values)
+            else:
+                lane_first[w : w + count, b] = values.reshape(count, length, *shape)
 
-    def _fill_ragged(self, lane_first: Array, field: str, spans: tuple[Int64, Int64, Int64], at: Int64) -> None:
-        """Fill windows `lane_first` [W, B, K, *D] with many spans.
+    def _fill_apart(self, lane_first: Array, column: _Column) -> None:
+        """Fill windows `lane_first` [W, B, K, *D] with many parts.
 
-        A span is one copy where a lane's windows lie side by side, and up to three where lanes lie between them. So the
+        A part is one copy where a lane's windows lie side by side, and up to three where lanes lie between them. So the
         lanes are filled apart and then put in place together.
         """
-        windows, lanes, length, *step = lane_first.shape
+        windows, lanes, length, *shape = lane_first.shape
         if self._apart.size != lane_first.size or self._apart.dtype != lane_first.dtype:
             self._apart = np.empty(lane_first.size, lane_first.dtype)
-        flat = self._apart.reshape(lanes * windows * length, *step)
-        if int((spans[2] - spans[1]).sum()) < len(flat):
+        flat = self._apart.reshape(lanes * windows * length, *shape)
+        if not column.whole:
             flat.fill(0)
-        self._reader.copy(field, spans, flat, at)
-        lane_first[...] = flat.reshape(lanes, windows, length, *step).swapaxes(0, 1)
+        for values, at in zip(self._reader.arrays(column.parts), column.at.tolist(), strict=True):
+            flat[at : at + len(values)] = values
+        lane_first[...] = flat.reshape(lanes, windows, length, *shape).swapaxes(0, 1)
 
-    def _masks(self, cells: Cells, length: int) -> Tensor:
+    def _masks(self, runs: Runs, length: int, whole: bool) -> Tensor:
         """bool [W, B, K] or [W, K, B]: timesteps that are there, with everything that looks ahead or back."""
-        ahead = max((emitted.offset for emitted in self._view.emitted.values()), default=0)
-        back = min((emitted.offset for emitted in self._view.emitted.values()), default=0)
-        first = np.maximum(cells.low - back - cells.start, 0)
-        last = np.minimum(cells.stop, cells.high - max(ahead, 0)) - cells.start
+        ahead = max(0, *(emitted.offset for emitted in self._view.emitted.values()))
+        back = min(0, *(emitted.offset for emitted in self._view.emitted.values()))
         axes = (self._lanes, length) if self._view.batch_first else (length, self._lanes)
-        masks = self._mask_buffers.take((len(first), *axes), np.dtype(np.bool_))
+        masks = self._buffers.take((runs.windows, *axes), np.dtype(np.bool_))
         masks.fill(True)
-        # Most cells are whole, and comparing every timestep takes longer than reading it.
-        partial_cells = np.nonzero((first > 0) | (last < length))
-        if len(partial_cells[0]):
-            step = np.arange(length, dtype=np.int64)
-            lane_first = masks if self._view.batch_first else masks.swapaxes(1, 2)
-            first, last = first[partial_cells][:, None], last[partial_cells][:, None]
-            lane_first[partial_cells] = (step >= first) & (step < last)
+        if whole:
+            return torch.from_numpy(masks)
+        lane_first = masks if self._view.batch_first else masks.swapaxes(1, 2)
+        size = (runs.last - runs.first) * length
+        low = np.clip(runs.low - back - runs.start, 0, size)
+        high = np.minimum(runs.stop, runs.high - ahead) - runs.start
+        high = np.clip(high, low, size)
+        # Windows before and after, of which nothing counts: few, but at the end of the epoch.
+        for run in np.flatnonzero((low >= length) | (size - high >= length)).tolist():
+            first, last, b = runs.first[run], runs.last[run], runs.lane[run]
+            lane_first[first : first + low[run] // length, b] = False
+            lane_first[first - (-high[run] // length) : last, b] = False
+        # Windows of which a part counts.
+        step = np.arange(length, dtype=np.int16 if length < 2**15 else np.int64)
+        for border, counts in ((low, np.greater_equal), (high, np.less)):
+            cut = np.flatnonzero(border % length)
+            if len(cut):
+                cells = (runs.first[cut] + border[cut] // length, runs.lane[cut])
+                lane_first[cells] &= counts(step, (border[cut] % length).astype(step.dtype)[:, None])
         return torch.from_numpy(masks)
-
-    def _token(self, cells: Cells, index: int, lane: NDArray[np.int64], step: int) -> StateToken:
-        return StateToken(
-            sequence=cells.sequence[index],
-            start=cells.start[index],
-            stop=cells.stop[index],
-            reset=cells.reset[index],
-            final=cells.final[index],
-            lane=lane,
-            epoch=self._plan.epoch,
-            step=step,
-            fingerprint=self._plan.fingerprint,
-            version=self._version,
-            window=self._plan.settings.window,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Runs:
-    """R runs of windows of a lane that hold consecutive timesteps of one span; int64 [R] each.
-
-    Args:
-        lane: The lane, from 0 in the view.
-        first, last: The windows `[first, last)` of the block.
-        sequence, start, stop, low, high: See `Cells`.
-    """
-
-    lane: Int64
-    first: Int64
-    last: Int64
-    sequence: Int64
-    start: Int64
-    stop: Int64
-    low: Int64
-    high: Int64
-
-
-def _runs(cells: Cells) -> Runs:
-    """The cells, consecutive windows of one piece on one lane taken together, so that each is read at once."""
-    windows, lanes = cells.piece.shape
-    joined = np.zeros((lanes, windows), np.bool_)
-    joined[:, 1:] = ((cells.piece[1:] == cells.piece[:-1]) & (cells.start[1:] == cells.stop[:-1])).T
-    begins = np.flatnonzero(~joined)
-    ends = np.append(begins[1:], joined.size) - 1
-    lane, first = np.divmod(begins, windows)
-    last = ends - lane * windows
-    return Runs(
-        lane=lane,
-        first=first,
-        last=last + 1,
-        sequence=cells.sequence[first, lane],
-        start=cells.start[first, lane],
-        stop=cells.stop[last, lane],
-        low=cells.low[first, lane],
-        high=cells.high[first, lane],
-    )
 
 
 def _put(place: Array, length: int, at: int, values: Array) -> None:
@@ -250,12 +281,3 @@ def _put(place: Array, length: int, at: int, values: Array) -> None:
         window += whole
     if done < len(values):
         place[window, : len(values) - done] = values[done:]
-
-
-def _zero(place: Array, length: int, start: int, stop: int) -> None:
-    """Clear timesteps `[start, stop)` of the run of windows `place` [w, K, *D]."""
-    while start < stop:
-        window, step = divmod(start, length)
-        end = min(length, step + stop - start)
-        place[window, step:end] = 0
-        start += end - step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from typing import Any
 
@@ -14,23 +15,34 @@ _OURS = 3
 
 
 class Buffers:
-    """Hands out arrays of one shape and dtype. Fresh memory costs two to six times the copy into it, in page faults.
+    """Hands out arrays, for any thread. Fresh memory costs two to six times the copy into it, in page faults.
 
     A tensor made by `torch.from_numpy` holds its array, as does every view of it, so the array's reference count says
     whether somebody still looks at it.
 
     Args:
-        limit: Arrays that are remembered at most.
+        limit: Arrays that are remembered at most; those that were made last.
     """
 
-    def __init__(self, limit: int = 8) -> None:
+    def __init__(self, limit: int) -> None:
         self._arrays: deque[NDArray[Any]] = deque(maxlen=limit)
+        self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[Any]:
         """An array with any contents, which nobody else holds."""
-        for array in self._arrays:
-            if sys.getrefcount(array) == _OURS and array.shape == shape:
-                return array
-        fresh = np.empty(shape, dtype)
-        self._arrays.append(fresh)
-        return fresh
+        with self._lock:
+            for array in self._arrays:
+                if sys.getrefcount(array) == _OURS and array.shape == shape and array.dtype == dtype:
+                    return array
+            fresh = np.empty(shape, dtype)
+            self._arrays.append(fresh)
+            return fresh
+
+    def nbytes(self) -> int:
+        """Bytes of the arrays that are remembered."""
+        with self._lock:
+            return sum(array.nbytes for array in self._arrays)
+
+    def __reduce__(self) -> tuple[type[Buffers], tuple[int | None]]:
+        # Memory stays in its process.
+        return Buffers, (self._arrays.maxlen,)

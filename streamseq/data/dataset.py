@@ -14,7 +14,9 @@ from streamseq.core.selection import Selection, select_all, select_spans
 from streamseq.core.splits import Naive, Split
 from streamseq.core.tokens import Position
 from streamseq.data.blocks import BlockReader, Emitted, View
+from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
+from streamseq.data.limits import Limits, usual_limits
 from streamseq.data.window import Window
 from streamseq.storage.interface import Store
 
@@ -100,6 +102,8 @@ class StreamDataset(IterableDataset[Window]):
         self._cursor.set_epoch(_epoch(epoch))
         self._plan = self._make_plan()
         self._step = 0
+        # Blocks that wait, one that is filled and one that is looked at; a tensor for each name and a mask.
+        self._buffers = Buffers(8 * (len(emitted) + 1))
         self._reader: BlockReader | None = None
         self._reader_owner: object = None
 
@@ -152,7 +156,7 @@ class StreamDataset(IterableDataset[Window]):
         count = len(self)
         if not -count <= step < count:
             raise IndexError(f"the epoch has windows 0 to {count - 1}, got {step}")
-        return self._own_reader().read([step % count])[0]
+        return self._own_reader().read(step % count)
 
     def _own_reader(self) -> BlockReader:
         owner = (os.getpid(), self.plan)
@@ -160,9 +164,19 @@ class StreamDataset(IterableDataset[Window]):
             self._reader, self._reader_owner = self.open_reader(), owner
         return self._reader
 
-    def open_reader(self) -> BlockReader:
-        """A reader of the current epoch's windows, for one thread."""
-        return BlockReader(self.store, self.plan, self._view)
+    def open_reader(self, ahead: bool = False) -> BlockReader:
+        """A reader of the current epoch's windows, for one thread.
+
+        Args:
+            ahead: Whether a thread of the reader's own decodes chunks before they are needed.
+        """
+        return BlockReader(self.store, self.plan, self._view, self._limits(), self._buffers, ahead)
+
+    def _limits(self) -> Limits:
+        view = self._view
+        lanes = view.lane_stop - view.lane_start
+        step_bytes = sum(self.store.fields[emitted.field].step_bytes for emitted in view.emitted.values())
+        return usual_limits(lanes, None if self.window is None else lanes * self.window * step_bytes)
 
     def __iter__(self) -> Iterator[Window]:
         worker = get_worker_info()

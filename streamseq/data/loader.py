@@ -110,7 +110,7 @@ def _read_ahead(
     stopped: threading.Event,
 ) -> None:
     try:
-        reader = stream.open_reader()
+        reader = stream.open_reader(ahead=True)
         try:
             for block in reader.blocks(steps):
                 if not _put(blocks, block, stopped):

@@ -6,29 +6,62 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from streamseq.core.plan import Runs
 from streamseq.core.tokens import StateToken
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTokens:
+    """What the tokens of the W windows of a block are made of, when somebody asks for one.
+
+    Args:
+        runs: What the lanes hold.
+        lane: int64 [B], lane numbers over all ranks.
+        epoch, step: Of the first window.
+        fingerprint: Of the plan.
+        version: Of the store.
+    """
+
+    runs: Runs
+    lane: NDArray[np.int64]
+    epoch: int
+    step: int
+    fingerprint: str
+    version: int
+
+    def tokens(self) -> list[StateToken]:
+        """A token for each window."""
+        cells, runs = self.runs.cells(), self.runs
+        columns = (cells.sequence, cells.start, cells.stop, cells.reset, cells.final)
+        lane, epoch, fingerprint, version, window = self.lane, self.epoch, self.fingerprint, self.version, runs.window
+        tokens = []
+        for step, row in enumerate(zip(*columns, strict=True), self.step):
+            tokens.append(StateToken(*row, lane, epoch, step, fingerprint, version, window))
+        return tokens
+
+
+@dataclass(slots=True)
 class Block:
     """Windows that were read together; arguments by window.
 
     Args:
         fields: By name a tensor [B, K, *D], or [K, B, *D] where not `batch_first`, for each window.
         masks: bool [B, K] or [K, B] for each window.
-        lengths: int64 [B] for each window.
-        token: The token of a window.
+        tokens: The tokens, or what they are made of.
         batch_first: Whether lanes come before timesteps.
+        lengths: int64 [B] for each window; None: as the tokens say.
     """
 
     fields: Mapping[str, Sequence[Tensor]]
     masks: Sequence[Tensor]
-    lengths: Sequence[Tensor] | Tensor
-    token: Callable[[int], StateToken]
+    tokens: Sequence[StateToken] | Callable[[], Sequence[StateToken]]
     batch_first: bool
+    lengths: Sequence[Tensor] | None = None
 
     def windows(self) -> list[Window]:
         """The windows."""
@@ -38,9 +71,21 @@ class Block:
             window = object.__new__(Window)
             window._block = self
             window._index = index
-            window._token = None
             windows.append(window)
         return windows
+
+    def all_tokens(self) -> Sequence[StateToken]:
+        """The tokens, made at the first call."""
+        tokens = self.tokens
+        if callable(tokens):
+            tokens = self.tokens = tokens()
+        return tokens
+
+    def all_lengths(self) -> Sequence[Tensor]:
+        """Timesteps of input of each lane, for each window."""
+        if self.lengths is None:
+            self.lengths = [torch.from_numpy(token.stop - token.start) for token in self.all_tokens()]
+        return self.lengths
 
 
 class Window:
@@ -53,11 +98,10 @@ class Window:
         batch_first: Whether lanes come before timesteps.
     """
 
-    __slots__ = ("_block", "_index", "_token")
+    __slots__ = ("_block", "_index")
 
     _block: Block
     _index: int
-    _token: StateToken | None
 
     def __init__(
         self,
@@ -67,27 +111,19 @@ class Window:
         batch_first: bool = True,
         lengths: Tensor | None = None,
     ) -> None:
-        made = token if isinstance(token, StateToken) else None
-        if lengths is None:
-            made = token if isinstance(token, StateToken) else token()
-            lengths = torch.from_numpy(made.stop - made.start)
-        self._token = made
         self._index = 0
         self._block = Block(
             fields={name: (tensor,) for name, tensor in fields.items()},
             masks=(mask,),
-            lengths=(lengths,),
-            token=lambda _: token if isinstance(token, StateToken) else token(),
+            tokens=(token,) if isinstance(token, StateToken) else lambda: (token(),),
             batch_first=batch_first,
+            lengths=None if lengths is None else (lengths,),
         )
 
     @property
     def token(self) -> StateToken:
         """Whose state each lane continues."""
-        token = self._token
-        if token is None:
-            token = self._token = self._block.token(self._index)
-        return token
+        return self._block.all_tokens()[self._index]
 
     @property
     def mask(self) -> Tensor:
@@ -97,7 +133,7 @@ class Window:
     @property
     def lengths(self) -> Tensor:
         """int64 [B]: timesteps of input of each lane; what follows is padding. Stays on the CPU."""
-        return self._block.lengths[self._index]
+        return self._block.all_lengths()[self._index]
 
     @property
     def batch_first(self) -> bool:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
-import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+from numcodecs import zstd
 from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
-from streamseq.storage.checksum import crc32c, to_hex
+from streamseq.storage.arrow_message import record_batch_values
+from streamseq.storage.checksum import as_bytes, crc32c, to_hex
 from streamseq.storage.commit import sync_file, write_durably
+from streamseq.storage.mapped import MappedFile
 from streamseq.storage.version import StoredField
 
 _MANIFEST = "shard.json"
@@ -143,6 +145,7 @@ class ArrowChunks:
         num_bytes: int,
         manifest_crc: int | None,
         where: str,
+        checked: bytearray,
     ) -> None:
         self._field = field
         self._codec = codec
@@ -152,39 +155,42 @@ class ArrowChunks:
         self._schema = arrow_schema(name, field)
         try:
             self._batches = _read_manifest(shard, name, manifest_crc, where)
-            with (shard / f"{name}.arrow").open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != num_bytes or not size:
-                    raise CorruptionError(
-                        f"{where} has {size} bytes and was written with {num_bytes}: restore the shard"
-                    )
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = MappedFile(shard / f"{name}.arrow", num_bytes)
         except FileNotFoundError:
             raise CorruptionError(f"{where} lacks a file in {shard}: restore the shard") from None
-        self._file = pa.py_buffer(self._map)
+        except ValueError as error:
+            raise CorruptionError(f"{where} {error}: restore the shard") from None
+        self._decompressor = pa.Codec("lz4" if codec == "none" else codec)
         num_chunks = -(-num_timesteps // chunk_timesteps)
         if len(self._batches) != num_chunks:
             raise CorruptionError(f"{where} has {len(self._batches)} chunks and was written with {num_chunks}")
-        if any(offset < 0 or length < 0 or offset + length > size for offset, length, _ in self._batches):
+        if any(offset < 0 or length < 0 or offset + length > num_bytes for offset, length, _ in self._batches):
             raise CorruptionError(f"{where} has a {_MANIFEST} that points out of its file: restore the shard")
-        self._checked = bytearray(num_chunks)
+        self._checked = checked
+
+    def will_need(self, chunk: int) -> None:
+        """Let the operating system begin to read a chunk."""
+        offset, size, _ = self._batches[chunk]
+        self._file.will_need(offset, size)
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
-        """Return chunk `[m, *D]`; `spare` is left alone, for Arrow decodes into memory of its own.
+        """Return chunk `[m, *D]`, with zstd in the array `spare`, whose old values are lost, where it fits.
 
         Raises:
             CorruptionError: The bytes of the chunk are not what was written.
         """
         offset, size, crc = self._batches[chunk]
-        raw = self._file.slice(offset, size)
+        # Pages that are missed one by one would be read while other threads wait.
+        self._file.read(offset, size)
+        raw = self._file.data[offset : offset + size]
         if not self._checked[chunk]:
             if crc32c(np.frombuffer(raw, np.uint8)) != crc:
                 raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
             self._checked[chunk] = True
         steps = min(self._chunk_timesteps, self._num_timesteps - chunk * self._chunk_timesteps)
         try:
-            values = self._decode(raw, steps)
-        except (pa.ArrowException, ValueError, OSError) as error:
+            values = self._decode(raw, steps, spare)
+        except (pa.ArrowException, ValueError, RuntimeError, OSError, struct.error) as error:
             raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
         if self._codec != "none":
             self.release(chunk)
@@ -193,27 +199,30 @@ class ArrowChunks:
     def release(self, chunk: int) -> None:
         """Let go of the memory that the map of a chunk takes; views of it stay valid, and bring it back when read."""
         offset, size, _ = self._batches[chunk]
-        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first:
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self._file.release(offset, size)
 
-    def _decode(self, raw: pa.Buffer, steps: int) -> NDArray[Any]:
+    def _decode(self, raw: memoryview, steps: int, spare: NDArray[Any] | None) -> NDArray[Any]:
         count = steps * math.prod(self._field.shape)
         is_bool = self._field.dtype.kind == "b"
         num_bytes = -(-count // 8) if is_bool else count * self._field.dtype.itemsize
-        message = pa.ipc.read_message(raw)
+        rows, data = record_batch_values(raw)
+        if rows != steps:
+            raise ValueError(f"it has {rows} timesteps and was written with {steps}")
         if self._codec != "none":
-            # The only buffer of a batch begins with its decoded size (-1: stored as it is), which Arrow would allocate.
-            declared = int.from_bytes(message.body[:8].to_pybytes(), "little", signed=True)
+            # A compressed buffer begins with its decoded size; -1: what follows is stored as it is.
+            declared = int.from_bytes(data[:8], "little", signed=True)
+            data = data[8:]
             if declared not in (num_bytes, -1):
                 raise ValueError(f"it says {declared} bytes and was written with {num_bytes}")
-        batch = pa.ipc.read_record_batch(message, self._schema)
-        column = batch.column(0)
-        if batch.num_rows != steps or column.null_count:
-            raise ValueError(f"it has {batch.num_rows} timesteps and was written with {steps}")
-        data = column.buffers()[-1]
-        if data is None or data.size < num_bytes:
+            if declared != -1:
+                shape = (steps, *self._field.shape)
+                if self._codec == "zstd" and not is_bool:
+                    fits = spare is not None and spare.shape == shape
+                    decoded = spare if fits and spare is not None else np.empty(shape, self._field.dtype)
+                    zstd.decompress(data, as_bytes(decoded))
+                    return decoded
+                data = memoryview(self._decompressor.decompress(data, num_bytes))
+        if len(data) < num_bytes:
             raise ValueError(f"it has fewer than {num_bytes} bytes")
         if is_bool:
             bits = np.frombuffer(data, np.uint8, num_bytes)
@@ -221,6 +230,3 @@ class ArrowChunks:
         else:
             flat = np.frombuffer(data, self._field.dtype, count)
         return flat.reshape(steps, *self._field.shape)
-
-    def close(self) -> None:
-        """The map is closed with the last array that is a view of it."""

@@ -1,4 +1,4 @@
-"""Decoded chunks, at most so many, the least recently used going first."""
+"""Decoded chunks, at most so many: those that were read to the last timestep go first, then the least recently used."""
 
 from __future__ import annotations
 
@@ -8,56 +8,66 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-Key = tuple[int, int]
-
 
 class ChunkCache:
-    """Keeps decoded chunks by (shard, chunk).
+    """Keeps decoded chunks by number.
 
-    A chunk that was read up to its end is the first to go: a stream moves forward, and reads it again only where
-    another lane is in the same chunk.
+    A stream moves forward, so a chunk of which as many timesteps were read as it has is not likely to be needed again;
+    it is kept until there is no room, for another tensor of the same field may follow.
 
     Args:
         limit: Chunks kept at most.
     """
 
-    __slots__ = ("_chunks", "_limit")
+    __slots__ = ("_left", "_limit", "_read", "_unread")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._chunks: OrderedDict[Key, NDArray[Any]] = OrderedDict()
+        self._unread: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._read: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._left: dict[int, int] = {}
 
-    def get(self, key: Key) -> NDArray[Any] | None:
-        """Return a chunk that is kept, and make it the last to go."""
-        chunk = self._chunks.get(key)
-        if chunk is not None:
-            self._chunks.move_to_end(key)
+    def __contains__(self, key: int) -> bool:
+        return key in self._unread or key in self._read
+
+    def get(self, key: int, count: int) -> NDArray[Any] | None:
+        """Return a chunk that is kept, and note that `count` timesteps of it are read."""
+        chunk = self._unread.get(key)
+        if chunk is None:
+            return self._read.get(key)
+        left = self._left[key] - count
+        if left > 0:
+            self._left[key] = left
+            self._unread.move_to_end(key)
+        else:
+            del self._left[key]
+            self._read[key] = self._unread.pop(key)
         return chunk
 
-    def make_room(self) -> tuple[Key | None, NDArray[Any] | None]:
+    def make_room(self) -> tuple[int | None, NDArray[Any] | None]:
         """Drop a chunk where there are `limit` of them.
 
         Returns:
-            Its key, and its array where nobody else holds it, to decode into.
+            Its number, and its array where nobody else holds it, to decode into.
         """
-        if len(self._chunks) < self._limit:
+        if len(self._unread) + len(self._read) < self._limit:
             return None, None
-        key, chunk = self._chunks.popitem(last=False)
+        key, chunk = (self._read or self._unread).popitem(last=False)
+        self._left.pop(key, None)
         # A slice that was handed out holds its chunk: only one that `chunk` and the argument alone refer to is free.
         if chunk.flags.owndata and sys.getrefcount(chunk) == 2:
             chunk.flags.writeable = True
             return key, chunk
         return key, None
 
-    def put(self, key: Key, chunk: NDArray[Any]) -> None:
+    def put(self, key: int, chunk: NDArray[Any]) -> None:
         """Keep a chunk, read-only from now on."""
         chunk.flags.writeable = False
-        self._chunks[key] = chunk
-
-    def first_to_go(self, key: Key) -> None:
-        """Make a chunk the first to go."""
-        self._chunks.move_to_end(key, last=False)
+        self._unread[key] = chunk
+        self._left[key] = len(chunk)
 
     def clear(self) -> None:
         """Drop all chunks."""
-        self._chunks.clear()
+        self._unread.clear()
+        self._read.clear()
+        self._left.clear()

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import Field
-from streamseq.storage.interface import Reader, Store
+from streamseq.storage.interface import Reader, Store, check_limits
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.location import StoreFolder, local_path
-from streamseq.storage.reader import DiskReader
+from streamseq.storage.reader import Checked, DiskReader
 from streamseq.storage.rows import RowIndex
 from streamseq.storage.table import PIECES, SEQUENCES, map_table
 from streamseq.storage.version import Version, parse_version
@@ -50,6 +50,7 @@ class DiskStore(Store):
             raise TypeError(f"a version is an int or None (the newest), got {type(version).__name__}")
         self._number = version
         self._own_reader: tuple[int, threading.Lock, Reader] | None = None
+        self._checked: Checked = {}
 
     def __reduce__(self) -> tuple[type[DiskStore], tuple[str, int]]:
         return DiskStore, (self.uri, self._number)
@@ -132,12 +133,12 @@ class DiskStore(Store):
     def __len__(self) -> int:
         return self.snapshot.num_sequences
 
-    def reader(self, fields: Sequence[str], cache_chunks: int) -> Reader:
+    def reader(self, fields: Sequence[str], cache_chunks: int, ahead: int = 0) -> Reader:
         """See `Store.reader`."""
-        names = self._names(fields)
-        if cache_chunks < 1:
-            raise ValueError(f"a reader keeps at least one chunk of each field, got cache_chunks {cache_chunks}")
-        return DiskReader(self._folder, self.snapshot, self._rows, names, cache_chunks)
+        check_limits(cache_chunks, ahead)
+        return DiskReader(
+            self._folder, self.snapshot, self._rows, self._names(fields), cache_chunks, ahead, self._checked
+        )
 
     @cached_property
     def _sequences(self) -> tuple[pa.Array, pa.Array]:

@@ -6,6 +6,7 @@ import json
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,54 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streamseq.core.fields import Field
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Parts:
+    """Where spans of one field lie: P parts, each in one chunk, in the order of the spans and of their timesteps.
+
+    Args:
+        field: The field.
+        chunk: [P], numbers of chunks, which mean something to the reader that gave them.
+        low, high: [P], the timesteps `[low, high)` of the chunk.
+        span: int64 [P], the number of the span.
+        offset: int64 [P], timesteps of the span before the part.
+    """
+
+    field: str
+    chunk: list[int]
+    low: list[int]
+    high: list[int]
+    span: Int64
+    offset: Int64
+
+    def __len__(self) -> int:
+        return len(self.chunk)
+
+
+@dataclass(slots=True, kw_only=True)
+class ReaderCounts:
+    """What a reader did.
+
+    Args:
+        parts: Parts of chunks that were read.
+        decoded: Chunks that were decoded for them, or looked up in a mapped file for the first time.
+        decoded_bytes: Their size, decoded.
+        decoding: Seconds that decoding took, in whatever thread.
+        waited: Seconds that the reader waited for it.
+    """
+
+    parts: int = 0
+    decoded: int = 0
+    decoded_bytes: int = 0
+    decoding: float = 0.0
+    waited: float = 0.0
+
+    def __add__(self, other: ReaderCounts) -> ReaderCounts:
+        names = self.__slots__
+        return ReaderCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class Reader(ABC):
@@ -24,15 +73,44 @@ class Reader(ABC):
 
     @property
     @abstractmethod
-    def decoded(self) -> int:
-        """Chunks decoded so far."""
+    def lengths(self) -> Int64:
+        """int64 [N], timesteps of each sequence."""
+
+    @property
+    def counts(self) -> ReaderCounts:
+        """What was read and decoded so far; of a reader that decodes nothing all zero."""
+        return ReaderCounts()
 
     @abstractmethod
-    def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        """Return consecutive read-only arrays `[m, *D]` that together are timesteps `[start, stop)` of a sequence.
+    def locate(self, field: str, spans: tuple[Int64, Int64, Int64]) -> Parts:
+        """Find out where spans lie, without reading them.
+
+        Args:
+            field: The field.
+            spans: Sequence, start and stop of each of S spans, int64 `[S]` each; none empty, each in its sequence
+                (which is not checked).
+
+        Raises:
+            ValueError: The reader does not read this field, or is closed.
+        """
+
+    @abstractmethod
+    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
+        """Return the parts, read-only arrays `[high - low, *D]`.
 
         They are views of decoded chunks, of mapped files, or of the user's own arrays, and stay valid however long
         they are held.
+
+        Raises:
+            CorruptionError: Stored bytes are not what was written.
+        """
+
+    def prefetch(self, parts: Parts) -> bool:
+        """Begin to decode what `arrays` is going to be asked for; False where there is no room for all of it yet."""
+        return True
+
+    def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
+        """Return the arrays `[m, *D]` that together are timesteps `[start, stop)` of a sequence.
 
         Raises:
             CorruptionError: Stored bytes are not what was written.
@@ -40,29 +118,16 @@ class Reader(ABC):
             ValueError: The reader does not read this field, the span does not lie in the sequence, or the reader is
                 closed.
         """
-
-    def copy(
-        self,
-        field: str,
-        spans: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-        out: NDArray[Any],
-        at: NDArray[np.int64],
-    ) -> None:
-        """Copy many spans, which takes less than `slices` of each.
-
-        Args:
-            field: The field.
-            spans: Sequence, start and stop of each of S spans, int64 `[S]` each; none empty.
-            out: `[m, *D]`, of the field's dtype.
-            at: int64 `[S]`, where in `out` each span begins.
-
-        Raises:
-            CorruptionError, IndexError, ValueError: As `slices`.
-        """
-        for sequence, start, stop, place in zip(*(each.tolist() for each in (*spans, at)), strict=True):
-            for part in self.slices(field, sequence, start, stop):
-                out[place : place + len(part)] = part
-                place += len(part)
+        lengths = self.lengths
+        if not 0 <= sequence < len(lengths):
+            raise IndexError(f"sequences are numbered from 0 to {len(lengths) - 1}, got {sequence}")
+        if not 0 <= start <= stop <= lengths[sequence]:
+            raise ValueError(
+                f"a span has 0 <= start <= stop <= length, got start {start}, stop {stop} and length "
+                f"{lengths[sequence]} of sequence {sequence}"
+            )
+        span = np.array([[sequence], [start], [stop]], np.int64)[:, : int(start < stop)]
+        return self.arrays(self.locate(field, (span[0], span[1], span[2])))
 
     @abstractmethod
     def close(self) -> None:
@@ -75,6 +140,18 @@ class Reader(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_limits(cache_chunks: int, ahead: int) -> None:
+    """Check the limits of a reader.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    if cache_chunks < 1:
+        raise ValueError(f"a reader keeps at least one chunk of each field, got cache_chunks {cache_chunks}")
+    if ahead < 0:
+        raise ValueError(f"a reader decodes 0 or more chunks ahead, got ahead {ahead}")
 
 
 class Store(ABC):
@@ -134,11 +211,17 @@ class Store(ABC):
         """Timesteps that are decoded at once, by field."""
 
     @abstractmethod
-    def reader(self, fields: Sequence[str], cache_chunks: int) -> Reader:
-        """Return a reader of some fields that keeps at most `cache_chunks` decoded chunks of each.
+    def reader(self, fields: Sequence[str], cache_chunks: int, ahead: int = 0) -> Reader:
+        """Return a reader of some fields.
+
+        Args:
+            fields: The fields to read.
+            cache_chunks: Decoded chunks that are kept of each field at most.
+            ahead: Chunks of each field that a thread of the reader's own may decode before they are asked for, beside
+                those that are kept; 0: there is no such thread.
 
         Raises:
-            ValueError: There is no such field, or `cache_chunks` is less than 1.
+            ValueError: There is no such field, `cache_chunks` is less than 1, or `ahead` is negative.
         """
 
     @abstractmethod

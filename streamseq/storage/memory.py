@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.fields import Field, check_fields
 from streamseq.storage.checksum import as_bytes, crc32c, to_hex
-from streamseq.storage.interface import Reader, Store
+from streamseq.storage.interface import Int64, Parts, Reader, Store, check_limits
 from streamseq.storage.layout import CHUNK_BYTES, timesteps_of_bytes
 from streamseq.storage.shard_writer import attrs_json, check_arrays, check_id
 
@@ -135,11 +135,10 @@ class MemoryStore(Store):
         """What a store on disk would have; nothing is decoded here."""
         return {name: timesteps_of_bytes(CHUNK_BYTES, field) for name, field in self._fields.items()}
 
-    def reader(self, fields: Sequence[str], cache_chunks: int) -> Reader:
+    def reader(self, fields: Sequence[str], cache_chunks: int, ahead: int = 0) -> Reader:
         """See `Store.reader`."""
-        if cache_chunks < 1:
-            raise ValueError(f"a reader keeps at least one chunk of each field, got cache_chunks {cache_chunks}")
-        return MemoryReader(self._names(fields), self._arrays)
+        check_limits(cache_chunks, ahead)
+        return MemoryReader(self._names(fields), self._arrays, self._lengths)
 
     @cached_property
     def _index_of_id(self) -> dict[str, int]:
@@ -160,29 +159,37 @@ class MemoryStore(Store):
 class MemoryReader(Reader):
     """Hands out views of the arrays; it decodes nothing."""
 
-    def __init__(self, fields: list[str], arrays: list[dict[str, NDArray[Any]]]) -> None:
+    def __init__(self, fields: list[str], arrays: list[dict[str, NDArray[Any]]], lengths: NDArray[np.int64]) -> None:
         self._fields = frozenset(fields)
         self._arrays = arrays
+        self._lengths = lengths
 
     @property
-    def decoded(self) -> int:
-        """Always 0."""
-        return 0
+    def lengths(self) -> Int64:
+        """See `Reader.lengths`."""
+        return self._lengths
 
-    def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        """See `Reader.slices`."""
+    def locate(self, field: str, spans: tuple[Int64, Int64, Int64]) -> Parts:
+        """See `Reader.locate`: each sequence is a chunk."""
         if field not in self._fields:
             names = ", ".join(sorted(self._fields)) or "nothing once it is closed"
             raise ValueError(f"a reader reads {names}, got {field!r}")
-        if not 0 <= sequence < len(self._arrays):
-            raise IndexError(f"sequences are numbered from 0 to {len(self._arrays) - 1}, got {sequence}")
-        values = self._arrays[sequence][field]
-        if not 0 <= start <= stop <= len(values):
-            raise ValueError(
-                f"a span has 0 <= start <= stop <= length, got start {start}, stop {stop} and length {len(values)} "
-                f"of sequence {sequence}"
-            )
-        return iter((values[start:stop],)) if start < stop else iter(())
+        sequence, start, stop = spans
+        number = np.arange(len(sequence))
+        return Parts(
+            field=field,
+            chunk=sequence.tolist(),
+            low=start.tolist(),
+            high=stop.tolist(),
+            span=number,
+            offset=np.zeros_like(number),
+        )
+
+    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
+        """See `Reader.arrays`."""
+        arrays, field = self._arrays, parts.field
+        for sequence, low, high in zip(parts.chunk, parts.low, parts.high, strict=True):
+            yield arrays[sequence][field][low:high]
 
     def close(self) -> None:
         """See `Reader.close`."""

@@ -1,11 +1,12 @@
-"""The reader of a store on disk: rows to shards to chunks, with the decoded chunks kept."""
+"""The reader of a store on disk: rows to chunks, with the decoded chunks kept, and some decoded ahead by a thread."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.storage.arrow_shard import ArrowChunks
 from streamseq.storage.chunk_cache import ChunkCache
-from streamseq.storage.interface import Reader
+from streamseq.storage.interface import Int64, Parts, Reader, ReaderCounts
 from streamseq.storage.location import StoreFolder
 from streamseq.storage.rows import RowIndex
 from streamseq.storage.version import Version
@@ -23,17 +24,21 @@ from streamseq.storage.zarr_shard import open_zarr_chunks
 _OPEN_FILES = 128
 
 
+Checked = dict[tuple[int, str], bytearray]
+"""By number of the shard and name of the field, for each chunk whether it was compared with its checksum."""
+
+
 class Chunks(Protocol):
-    """The chunks of one field of one shard."""
+    """The chunks of one field of one shard. Its file is closed when nobody holds it any more."""
+
+    def will_need(self, chunk: int) -> None:
+        """Let the operating system begin to read a chunk."""
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
-        """Return a chunk `[m, *D]`, in the memory of `spare` where that helps."""
+        """Return a chunk `[m, *D]`, in the memory of `spare` where that helps. Several threads may do so."""
 
     def release(self, chunk: int) -> None:
         """Let go of memory that is held for a chunk which is not kept any more."""
-
-    def close(self) -> object:
-        """Close the file."""
 
 
 class DiskReader(Reader):
@@ -45,64 +50,60 @@ class DiskReader(Reader):
         rows: Where its sequences lie.
         fields: The fields to read.
         cache_chunks: Decoded chunks kept of each.
+        ahead: Chunks of each that are decoded ahead.
+        checked: Which chunks were compared with their checksums, by shard and field; more is noted there.
     """
 
     def __init__(
-        self, folder: StoreFolder, version: Version, rows: RowIndex, fields: Sequence[str], cache_chunks: int
+        self,
+        folder: StoreFolder,
+        version: Version,
+        rows: RowIndex,
+        fields: Sequence[str],
+        cache_chunks: int,
+        ahead: int,
+        checked: Checked,
     ) -> None:
         self._rows = rows
-        self._version = version
-        self._folder = folder
-        bounds = [0, *accumulate(shard.num_timesteps for shard in version.shards)]
+        self._decoder = ThreadPoolExecutor(1, "streamseq-decoder") if ahead else None
         open_files = max(4, _OPEN_FILES // max(1, len(fields)))
-        self._columns = {name: _Column(folder, version, name, bounds[:-1], cache_chunks, open_files) for name in fields}
+        self._columns = {
+            name: _Column(folder, version, name, cache_chunks, open_files, self._decoder, ahead, checked)
+            for name in fields
+        }
 
     @property
-    def decoded(self) -> int:
-        """See `Reader.decoded`."""
-        return sum(column.decoded for column in self._columns.values())
+    def lengths(self) -> Int64:
+        """See `Reader.lengths`."""
+        return self._rows.lengths
 
-    def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        """See `Reader.slices`."""
-        column = self._column(field)
-        rows = self._rows
-        if not 0 <= sequence < rows.num_sequences:
-            raise IndexError(f"sequences are numbered from 0 to {rows.num_sequences - 1}, got {sequence}")
-        if not 0 <= start <= stop <= rows.lengths.item(sequence):
-            raise ValueError(
-                f"a span has 0 <= start <= stop <= length, got start {start}, stop {stop} and length "
-                f"{rows.lengths[sequence]} of sequence {sequence}"
-            )
-        if start == stop:
-            return iter(())
-        row = rows.single_row(sequence)
-        if row >= 0:
-            return column.slices(row + start, stop - start)
-        return self._pieces(column, sequence, start, stop)
+    @property
+    def counts(self) -> ReaderCounts:
+        """See `Reader.counts`."""
+        total = ReaderCounts()
+        for column in self._columns.values():
+            total += column.counts
+        return total
 
-    def copy(
-        self,
-        field: str,
-        spans: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-        out: NDArray[Any],
-        at: NDArray[np.int64],
-    ) -> None:
-        """See `Reader.copy`."""
+    def locate(self, field: str, spans: tuple[Int64, Int64, Int64]) -> Parts:
+        """See `Reader.locate`."""
         column = self._column(field)
         sequence, start, stop = spans
-        rows = self._rows
-        if not len(sequence):
-            return
-        if sequence.min() < 0 or sequence.max() >= rows.num_sequences:
-            raise IndexError(f"sequences are numbered from 0 to {rows.num_sequences - 1}, got {sequence}")
-        first = rows.single_rows(sequence)
-        simple = (first >= 0) & (start >= 0) & (start < stop) & (stop <= rows.lengths[sequence])
-        if not simple.all():
-            # Sequences of several pieces go one by one, and what is wrong is told there.
-            others = ~simple
-            super().copy(field, (sequence[others], start[others], stop[others]), out, at[others])
-            first, start, stop, at = first[simple], start[simple], stop[simple], at[simple]
-        column.copy(first + start, stop - start, out, at)
+        first = self._rows.single_rows(sequence)
+        if not len(first) or first.min() >= 0:
+            return column.locate(first + start, stop - start)
+        # Sequences of several pieces, written in parts of several shards or versions.
+        pieces = self._rows.pieces(sequence, start, stop)
+        parts = column.locate(pieces.row, pieces.count)
+        return replace(parts, span=pieces.span[parts.span], offset=pieces.offset[parts.span] + parts.offset)
+
+    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
+        """See `Reader.arrays`."""
+        return self._column(parts.field).arrays(parts)
+
+    def prefetch(self, parts: Parts) -> bool:
+        """See `Reader.prefetch`."""
+        return self._column(parts.field).prefetch(parts.chunk)
 
     def _column(self, field: str) -> _Column:
         column = self._columns.get(field)
@@ -112,133 +113,175 @@ class DiskReader(Reader):
 
     def close(self) -> None:
         """See `Reader.close`."""
+        if self._decoder is not None:
+            self._decoder.shutdown(wait=True, cancel_futures=True)
         for column in self._columns.values():
             column.close()
         self._columns = {}
 
-    def _pieces(self, column: _Column, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        for row, count in self._rows.spans(sequence, start, stop):
-            yield from column.slices(row, count)
-
 
 class _Column:
-    """One field over all shards: open files and decoded chunks."""
+    """One field over all shards: open files and decoded chunks, which are numbered through all shards."""
 
     def __init__(
         self,
         folder: StoreFolder,
         version: Version,
         name: str,
-        starts: list[int],
         cache_chunks: int,
         open_files: int,
+        decoder: ThreadPoolExecutor | None,
+        ahead: int,
+        checked: Checked,
     ) -> None:
+        self._checked = checked
         self._folder = folder
         self._version = version
         self._name = name
-        self._starts = starts
-        self._chunk_timesteps = version.layout.chunk_timesteps[name]
+        self._steps = version.layout.chunk_timesteps[name]
+        lengths = np.array([shard.num_timesteps for shard in version.shards], np.int64)
+        #: Of each shard: its first row, and the number of its first chunk.
+        self._first_row = np.concatenate([[0], np.cumsum(lengths)])
+        self._first_chunk = np.concatenate([[0], np.cumsum(-(-lengths // self._steps))])
         self._cache = ChunkCache(cache_chunks)
+        self._decoder = decoder
+        self._ahead = ahead
+        self._coming: dict[int, Future[tuple[NDArray[Any], float]]] = {}
+        self._spares: list[NDArray[Any]] = []
         self._files: OrderedDict[int, Chunks] = OrderedDict()
         self._open_files = open_files
-        self.decoded = 0
+        self.counts = ReaderCounts()
 
-    def slices(self, row: int, count: int) -> Iterator[NDArray[Any]]:
-        """Return arrays that together are `count` rows, at least one, from `row` on."""
-        key, offset = self._locate(row)
-        values = self._cache.get(key)
-        if values is None:
-            values = self._load(key)
-        stop, end = offset + count, len(values)
-        if stop > end:
-            return self._walk(row, count)
-        if stop == end:
-            self._cache.first_to_go(key)
-        return iter((values[offset:stop],))
+    def locate(self, rows: Int64, counts: Int64) -> Parts:
+        """Where runs of rows lie, `counts[i]` from `rows[i]` on."""
+        both, offset = self._chunk_of(np.concatenate([rows, rows + counts - 1]))
+        chunk, last, low = both[: len(rows)], both[len(rows) :], offset[: len(rows)]
+        number = np.arange(len(rows))
+        if np.array_equal(chunk, last):
+            high = low + counts
+            return self._parts(chunk, low, high, number, np.zeros_like(number))
+        several = last - chunk + 1
+        span = np.repeat(number, several)
+        chunk = np.arange(len(span)) + np.repeat(chunk - (np.cumsum(several) - several), several)
+        shard = np.searchsorted(self._first_chunk, chunk, "right") - 1
+        begin = self._first_row[shard] + (chunk - self._first_chunk[shard]) * self._steps
+        end = np.minimum(begin + self._steps, self._first_row[shard + 1])
+        start = np.maximum(begin, rows[span])
+        stop = np.minimum(end, (rows + counts)[span])
+        return self._parts(chunk, start - begin, stop - begin, span, start - rows[span])
 
-    def copy(
-        self, rows: NDArray[np.int64], counts: NDArray[np.int64], out: NDArray[Any], at: NDArray[np.int64]
-    ) -> None:
-        """Copy runs of rows, `counts[i]` from `rows[i]` on to `out[at[i]:]`."""
-        starts = np.array(self._starts, np.int64)
-        shard = np.searchsorted(starts, rows, "right") - 1
-        chunk, offset = np.divmod(rows - starts[shard], self._chunk_timesteps)
+    def _parts(self, chunk: Int64, low: Int64, high: Int64, span: Int64, offset: Int64) -> Parts:
+        lists = {"chunk": chunk.tolist(), "low": low.tolist(), "high": high.tolist()}
+        return Parts(field=self._name, span=span, offset=offset, **lists)
+
+    def _chunk_of(self, rows: Int64) -> tuple[Int64, Int64]:
+        """The chunk of each row, and its position in the chunk."""
+        if len(self._first_row) == 2:
+            return np.divmod(rows, self._steps)
+        shard = np.searchsorted(self._first_row, rows, "right") - 1
+        chunk, offset = np.divmod(rows - self._first_row[shard], self._steps)
+        return self._first_chunk[shard] + chunk, offset
+
+    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
+        """Yield the parts."""
         cache = self._cache
-        columns = (each.tolist() for each in (shard, chunk, offset, rows, counts, at))
-        for number, place, low, row, count, target in zip(*columns, strict=True):
-            key = (number, place)
-            values = cache.get(key)
+        self.counts.parts += len(parts)
+        for key, low, high in zip(parts.chunk, parts.low, parts.high, strict=True):
+            values = cache.get(key, high - low)
             if values is None:
-                values = self._load(key)
-            high, end = low + count, len(values)
-            if high < end:
-                out[target : target + count] = values[low:high]
-            elif high == end:
-                out[target : target + count] = values[low:high]
-                cache.first_to_go(key)
-            else:
-                for part in self._walk(row, count):
-                    out[target : target + len(part)] = part
-                    target += len(part)
-            # Otherwise the next chunk could not be decoded into the memory of this one.
-            del values
-
-    def _walk(self, row: int, count: int) -> Iterator[NDArray[Any]]:
-        """The general case, one chunk at a time."""
-        while count:
-            key, offset = self._locate(row)
-            values = self._cache.get(key)
-            if values is None:
-                values = self._load(key)
-            part = values[offset : offset + count]
-            if offset + len(part) == len(values):
-                self._cache.first_to_go(key)
-            row, count = row + len(part), count - len(part)
+                values = self._load(key, high - low)
+            part = values[low:high]
             # The memory of a chunk is used again only when nobody holds it.
             del values
             yield part
             del part
 
-    def _locate(self, row: int) -> tuple[tuple[int, int], int]:
-        """The shard and chunk of a row, and its position in the chunk."""
-        shard = bisect_right(self._starts, row) - 1
-        chunk, offset = divmod(row - self._starts[shard], self._chunk_timesteps)
-        return (shard, chunk), offset
+    def prefetch(self, chunks: Sequence[int]) -> bool:
+        """Begin to decode chunks that are not there; False where there is not room for all."""
+        if self._decoder is None:
+            return False
+        coming, cache = self._coming, self._cache
+        for key in chunks:
+            if key in coming or key in cache:
+                continue
+            if len(coming) >= self._ahead:
+                return False
+            file, chunk = self._place(key)
+            file.will_need(chunk)
+            spare = self._spares.pop() if self._spares else None
+            coming[key] = self._decoder.submit(_decode, file, chunk, spare)
+        return True
 
-    def _load(self, key: tuple[int, int]) -> NDArray[Any]:
-        gone, spare = self._cache.make_room()
-        if gone is not None and gone[0] in self._files:
-            self._files[gone[0]].release(gone[1])
-        values = self._file(key[0]).decode(key[1], spare)
-        self.decoded += 1
+    def _load(self, key: int, count: int) -> NDArray[Any]:
+        """Decode a chunk of which `count` timesteps are going to be read, or wait for it."""
+        self._make_room()
+        begin = time.perf_counter()
+        coming = self._coming.pop(key, None)
+        if coming is None:
+            file, chunk = self._place(key)
+            values, seconds = _decode(file, chunk, self._spares.pop() if self._spares else None)
+        else:
+            values, seconds = coming.result()
+        counts = self.counts
+        counts.waited += time.perf_counter() - begin
+        counts.decoding += seconds
+        counts.decoded += 1
+        counts.decoded_bytes += values.nbytes
         self._cache.put(key, values)
+        self._cache.get(key, count)
         return values
 
-    def _file(self, shard: int) -> Chunks:
+    def _make_room(self) -> None:
+        gone, spare = self._cache.make_room()
+        if gone is not None:
+            shard = int(np.searchsorted(self._first_chunk, gone, "right")) - 1
+            if shard in self._files:
+                self._files[shard].release(gone - int(self._first_chunk[shard]))
+        if spare is not None and len(self._spares) <= self._ahead:
+            self._spares.append(spare)
+
+    def _place(self, key: int) -> tuple[Chunks, int]:
+        """The file that a chunk lies in, and its number there."""
+        shard = int(np.searchsorted(self._first_chunk, key, "right")) - 1
         file = self._files.get(shard)
-        if file is not None:
+        if file is None:
+            if len(self._files) >= self._open_files:
+                self._files.popitem(last=False)
+            file = self._files[shard] = self._open(shard)
+        else:
             self._files.move_to_end(shard)
-            return file
-        if len(self._files) >= self._open_files:
-            self._files.popitem(last=False)[1].close()
-        file = self._files[shard] = self._open(shard)
-        return file
+        return file, key - int(self._first_chunk[shard])
 
     def _open(self, number: int) -> Chunks:
         name, layout, shard = self._name, self._version.layout, self._version.shards[number]
         path = self._folder.shards / shard.id
         where = f"store {self._folder.root}, shard {shard.id}, field {name!r}"
         field, codec, stored = layout.fields[name], layout.codecs[name], shard.fields[name]
-        steps = self._chunk_timesteps
+        checked = self._checked.setdefault((number, name), bytearray(-(-shard.num_timesteps // self._steps)))
         if layout.backend == "zarr":
-            return open_zarr_chunks(path, name, field, codec, shard.num_timesteps, steps, stored, where)
+            return open_zarr_chunks(path, name, field, codec, shard.num_timesteps, self._steps, stored, where, checked)
         return ArrowChunks(
-            path, name, field, codec, shard.num_timesteps, steps, stored.num_bytes, shard.manifest_crc32c, where
+            path,
+            name,
+            field,
+            codec,
+            shard.num_timesteps,
+            self._steps,
+            stored.num_bytes,
+            shard.manifest_crc32c,
+            where,
+            checked,
         )
 
     def close(self) -> None:
         """Close files and drop decoded chunks."""
-        for file in self._files.values():
-            file.close()
         self._files.clear()
+        self._coming.clear()
+        self._spares.clear()
         self._cache.clear()
+
+
+def _decode(file: Chunks, chunk: int, spare: NDArray[Any] | None) -> tuple[NDArray[Any], float]:
+    """A chunk, and the seconds that it took."""
+    begin = time.perf_counter()
+    return file.decode(chunk, spare), time.perf_counter() - begin

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Pieces = NDArray[np.int64]
+Int64 = NDArray[np.int64]
+Pieces = Int64
 """int64 `[P, 3]`: sequence, first row, length."""
 
 
@@ -29,6 +29,23 @@ def merge_pieces(pieces: Pieces) -> Pieces:
     return np.stack([sequence[first], row[first], np.add.reduceat(length, first)], axis=1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PiecesOfSpans:
+    """Where spans lie: int64 `[P]` each.
+
+    Args:
+        span: The number of the span.
+        row: The first row.
+        count: Rows.
+        offset: Timesteps of the span before them.
+    """
+
+    span: Int64
+    row: Int64
+    count: Int64
+    offset: Int64
+
+
 class RowIndex:
     """The pieces of every sequence, in order.
 
@@ -42,8 +59,9 @@ class RowIndex:
 
     Example:
         >>> index = RowIndex(np.array([[0, 0, 5], [1, 5, 2], [0, 7, 1]]), 2, 8)
-        >>> index.lengths.tolist(), list(index.spans(0, 3, 6))
-        ([6, 2], [(3, 2), (7, 1)])
+        >>> found = index.pieces(np.array([0]), np.array([3]), np.array([6]))
+        >>> index.lengths.tolist(), found.row.tolist(), found.count.tolist()
+        ([6, 2], [3, 7], [2, 1])
     """
 
     def __init__(self, pieces: Pieces, num_sequences: int, num_timesteps: int) -> None:
@@ -65,28 +83,28 @@ class RowIndex:
         # Where each piece starts, with all sequences end to end.
         self._starts = np.concatenate(([0], np.cumsum(length)))
         bounds = self._starts[self._offsets]
-        self.lengths: NDArray[np.int64] = np.diff(bounds)
+        self.lengths: Int64 = np.diff(bounds)
         self.lengths.flags.writeable = False
 
-    def single_row(self, sequence: int) -> int:
-        """The first row of a sequence that lies in one piece, -1 where it does not."""
-        first = self._offsets.item(sequence)
-        return self._first_row.item(first) if self._offsets.item(sequence + 1) - first == 1 else -1
-
-    def single_rows(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`single_row` of many sequences that exist: int64 `[S]`."""
+    def single_rows(self, sequences: Int64) -> Int64:
+        """The first row of each sequence that lies in one piece, -1 where it does not: int64 `[S]`."""
         first = self._offsets[sequences]
         alone = self._offsets[sequences + 1] - first == 1
         return np.where(alone, self._first_row[np.minimum(first, len(self._first_row) - 1)], -1)
 
-    def spans(self, sequence: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield (first row, number of rows) for consecutive parts of timesteps `[start, stop)` of a sequence."""
-        first, last = self._offsets.item(sequence), self._offsets.item(sequence + 1)
-        base = self._starts.item(first)
-        piece = bisect_right(self._starts, base + start, first, last) - 1
-        while start < stop:
-            skipped = base + start - self._starts.item(piece)
-            count = min(stop - start, self._starts.item(piece + 1) - base - start)
-            yield self._first_row.item(piece) + skipped, count
-            start += count
-            piece += 1
+    def pieces(self, sequence: Int64, start: Int64, stop: Int64) -> PiecesOfSpans:
+        """Where timesteps `[start, stop)` of sequences lie, int64 `[S]` each; every span lies in its sequence."""
+        base = self._starts[self._offsets[sequence]]
+        begin, end = base + start, base + stop
+        first = np.searchsorted(self._starts, begin, "right") - 1
+        several = np.searchsorted(self._starts, end - 1, "right") - first
+        span = np.repeat(np.arange(len(sequence)), several)
+        piece = np.arange(len(span)) + np.repeat(first - (np.cumsum(several) - several), several)
+        low = np.maximum(self._starts[piece], begin[span])
+        high = np.minimum(self._starts[piece + 1], end[span])
+        return PiecesOfSpans(
+            span=span,
+            row=self._first_row[piece] + low - self._starts[piece],
+            count=high - low,
+            offset=low - begin[span],
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import weakref
 from pathlib import Path
 from typing import IO, Any
@@ -148,7 +149,9 @@ class ZarrChunks:
         chunk_timesteps: int,
         num_bytes: int,
         where: str,
+        checked: bytearray,
     ) -> None:
+        self._checked = checked
         self._field = field
         self._codec = codec
         self._num_timesteps = num_timesteps
@@ -157,7 +160,7 @@ class ZarrChunks:
         self._chunk_bytes = chunk_timesteps * field.step_bytes
         path = _object_path(shard / name, field)
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self.close = weakref.finalize(self, os.close, descriptor)
+        weakref.finalize(self, os.close, descriptor)
         self._descriptor = descriptor
         size = os.fstat(descriptor).st_size
         if size != num_bytes:
@@ -187,28 +190,60 @@ class ZarrChunks:
             CorruptionError: The bytes of the chunk are not what was written.
         """
         offset, size = self._index[chunk]
-        raw = os.pread(self._descriptor, size, offset)
-        data = memoryview(raw)[:-_CRC_BYTES]
-        if crc32c(np.frombuffer(data, np.uint8)) != int.from_bytes(raw[-_CRC_BYTES:], "little"):
-            raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
+        if self._codec == "none":
+            return self._read_raw(chunk, offset, size, spare)
+        raw = _scratch(size)
+        if os.preadv(self._descriptor, [raw], offset) != size:
+            raise CorruptionError(f"{self._where}, chunk {chunk} ends early: restore the shard")
+        data = raw[:-_CRC_BYTES]
+        self._check(chunk, np.frombuffer(data, np.uint8), raw[-_CRC_BYTES:])
         declared = _decoded_bytes(data, self._codec)
         if declared != self._chunk_bytes:
             raise CorruptionError(
                 f"{self._where}, chunk {chunk} decodes to {declared} bytes and was written with "
                 f"{self._chunk_bytes}: restore the shard"
             )
+        decoded = self._place(spare)
+        try:
+            (zstd if self._codec == "zstd" else blosc).decompress(data, as_bytes(decoded))
+        except (RuntimeError, ValueError) as error:
+            raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
+        return self._cut(decoded, chunk)
+
+    def _read_raw(self, chunk: int, offset: int, size: int, spare: NDArray[Any] | None) -> NDArray[Any]:
+        if size - _CRC_BYTES != self._chunk_bytes:
+            raise CorruptionError(
+                f"{self._where}, chunk {chunk} has {size - _CRC_BYTES} bytes and was written with "
+                f"{self._chunk_bytes}: restore the shard"
+            )
+        values, crc = self._place(spare), bytearray(_CRC_BYTES)
+        read = os.preadv(self._descriptor, [as_bytes(values).data, crc], offset)
+        if read != size:
+            raise CorruptionError(f"{self._where}, chunk {chunk} ends early: restore the shard")
+        self._check(chunk, as_bytes(values), crc)
+        return self._cut(values, chunk)
+
+    def _check(self, chunk: int, data: NDArray[np.uint8], crc: bytes | bytearray | memoryview) -> None:
+        """Compare the checksum of a chunk that is touched for the first time."""
+        if self._checked[chunk]:
+            return
+        if crc32c(data) != int.from_bytes(crc, "little"):
+            raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
+        self._checked[chunk] = True
+
+    def _place(self, spare: NDArray[Any] | None) -> NDArray[Any]:
         shape = (self._chunk_timesteps, *self._field.shape)
-        if self._codec == "none":
-            decoded: NDArray[Any] = np.frombuffer(data, self._field.dtype).reshape(shape)
-        else:
-            fits = spare is not None and spare.shape == shape
-            decoded = spare if fits and spare is not None else np.empty(shape, self._field.dtype)
-            try:
-                (zstd if self._codec == "zstd" else blosc).decompress(data, as_bytes(decoded))
-            except (RuntimeError, ValueError) as error:
-                raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
+        return spare if spare is not None and spare.shape == shape else np.empty(shape, self._field.dtype)
+
+    def _cut(self, decoded: NDArray[Any], chunk: int) -> NDArray[Any]:
         steps = self._num_timesteps - chunk * self._chunk_timesteps
         return decoded if steps >= self._chunk_timesteps else decoded[:steps]
+
+    def will_need(self, chunk: int) -> None:
+        """Let the operating system begin to read a chunk."""
+        if hasattr(os, "posix_fadvise"):
+            offset, size = self._index[chunk]
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def release(self, chunk: int) -> None:
         """Nothing is held for a chunk beside its decoded values."""
@@ -256,11 +291,11 @@ class ZarrPythonChunks:
         except Exception as error:  # the errors of any codec
             raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
 
+    def will_need(self, chunk: int) -> None:
+        """zarr-python reads when it is asked to."""
+
     def release(self, chunk: int) -> None:
         """Nothing is held for a chunk beside its decoded values."""
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 def open_zarr_chunks(
@@ -272,8 +307,12 @@ def open_zarr_chunks(
     chunk_timesteps: int,
     stored: StoredField,
     where: str,
+    checked: bytearray,
 ) -> ZarrChunks | ZarrPythonChunks:
     """Open one field of one shard, of `chunk_timesteps` timesteps a chunk (fewer where the shard has fewer).
+
+    Args:
+        checked: For each chunk whether its checksum was compared; it is noted there.
 
     Raises:
         CorruptionError: The metadata or the index is not what was written.
@@ -282,7 +321,7 @@ def open_zarr_chunks(
     try:
         document = json.loads((shard / name / "zarr.json").read_bytes())
         if document == array_document(name, field, codec, num_timesteps, steps):
-            return ZarrChunks(shard, name, field, codec, num_timesteps, steps, stored.num_bytes, where)
+            return ZarrChunks(shard, name, field, codec, num_timesteps, steps, stored.num_bytes, where, checked)
     except FileNotFoundError as error:
         raise CorruptionError(f"{where} lacks the file {error.filename}: restore the shard") from None
     except ValueError:
@@ -290,10 +329,19 @@ def open_zarr_chunks(
     return ZarrPythonChunks(shard, name, field, num_timesteps, steps, stored.crc32c, where)
 
 
+_scratches = threading.local()
+
+
+def _scratch(size: int) -> memoryview:
+    """Memory of this thread's own for what is read before it is decoded: fresh memory costs more than the reading."""
+    held: bytearray | None = getattr(_scratches, "held", None)
+    if held is None or len(held) < size:
+        held = _scratches.held = bytearray(size)
+    return memoryview(held)[:size]
+
+
 def _decoded_bytes(data: memoryview, codec: str) -> int | None:
     """The size that a chunk says it decodes to; None where its header is none of ours."""
-    if codec == "none":
-        return len(data)
     if codec == "zstd":
         return _zstd_content_bytes(data)
     # blosc trusts the size in its header and would read past the end of a shorter chunk.

@@ -87,7 +87,7 @@ def _num_cohorts(stream: StreamDataset) -> int:
     """Windows at which every lane starts anew."""
     count = 0
     for first in range(0, len(stream), 4096):
-        cells = stream.plan.cells(np.arange(first, min(first + 4096, len(stream))), 0, stream.lanes)
+        cells = stream.plan.cells(first, min(first + 4096, len(stream)), 0, stream.lanes)
         count += int((cells.reset | (cells.sequence < 0)).all(1).sum())
     return count
 

@@ -38,7 +38,7 @@ def plans(draw, split=None):
 
 
 def all_cells(plan):
-    return plan.cells(np.arange(plan.num_windows), 0, plan.settings.lanes)
+    return plan.cells(0, plan.num_windows, 0, plan.settings.lanes)
 
 
 def chosen_timesteps(plan):
@@ -89,7 +89,7 @@ def test_any_lanes_and_steps_are_found_alone(plan):
     whole = all_cells(plan)
     for t in range(plan.num_windows):
         for lane in range(plan.settings.lanes):
-            alone = plan.cells(np.array([t]), lane, lane + 1)
+            alone = plan.cells(t, t + 1, lane, lane + 1)
             for name in whole.__slots__:
                 assert getattr(alone, name)[0, 0] == getattr(whole, name)[t, lane]
     spans = whole.stop - whole.start
@@ -114,7 +114,7 @@ def test_the_window_length_does_not_decide_which_sequences_a_lane_gets(plan, win
     for lane in range(plan.settings.lanes):
         timesteps = []
         for each in (plan, other):
-            cells = each.cells(np.arange(each.num_windows), lane, lane + 1)
+            cells = each.cells(0, each.num_windows, lane, lane + 1)
             spans = zip(cells.sequence[:, 0], cells.start[:, 0], cells.stop[:, 0], strict=True)
             timesteps.append([(int(s), t) for s, a, b in spans for t in range(a, b)])
         assert timesteps[0] == timesteps[1]
@@ -224,7 +224,7 @@ def test_hundred_sequences_of_50000_are_100_windows_of_500():
 
 def test_one_sequence_of_a_trillion_timesteps_is_planned_at_once():
     plan = Plan(select_all(np.array([10**12])), PlanSettings(lanes=7, window=3, layout="even"), contents="", epoch=0)
-    last = plan.cells(np.array([plan.num_windows - 2, plan.num_windows - 1]), 0, 7)
+    last = plan.cells(plan.num_windows - 2, plan.num_windows, 0, 7)
     assert last.stop.max() == 10**12
     assert plan.num_windows == -(-(10**12 // 7 + 1) // 3)
 

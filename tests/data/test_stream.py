@@ -364,7 +364,7 @@ def test_a_loader_s_thread_ends_with_the_loop_and_raises_where_windows_are_asked
     assert not readers()
 
     stream = ss.StreamDataset(store, 1, 2)
-    stream.open_reader = lambda: 1 / 0
+    stream.open_reader = lambda ahead: 1 / 0
     with pytest.raises(ZeroDivisionError):
         list(ss.StreamLoader(stream))
     assert not readers()
@@ -460,13 +460,13 @@ def test_a_block_s_memory_is_used_again_only_when_nobody_looks_at_it():
     store = ss.from_arrays({"a": {"x": np.arange(100_000)}})
     stream = ss.StreamDataset(store, 1, 1000)
     reader = stream.open_reader()
-    first = reader.read([0])[0]["x"].data_ptr()
-    assert reader.read([1])[0]["x"].data_ptr() == first
+    first = reader.read(0)["x"].data_ptr()
+    assert reader.read(1)["x"].data_ptr() == first
     for hold in (lambda w: w, lambda w: w["x"], lambda w: w["x"][0, 3:4], lambda w: w["x"].numpy()[0, 5:]):
-        held = hold(reader.read([2])[0])
+        held = hold(reader.read(2))
         for step in range(3, 20):
-            reader.read([step])
+            reader.read(step)
         values = held["x"] if isinstance(held, ss.Window) else held
         assert 2000 <= int(values.flatten()[0]) < 2006
         del held, values
-    assert len({reader.read([step])[0]["x"].data_ptr() for step in range(20)}) == 1
+    assert len({reader.read(step)["x"].data_ptr() for step in range(20)}) == 1

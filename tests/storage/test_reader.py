@@ -1,5 +1,8 @@
 """How often the reader decodes, what it keeps, and that plain zarr and pyarrow read the same."""
 
+import threading
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -33,7 +36,7 @@ def test_sequential_pass_decodes_each_chunk_once(store, make, name, step):
                 stop = min(500, start + step)
                 parts = list(reader.slices(name, sequence, start, stop))
                 assert np.array_equal(np.concatenate(parts), wanted[500 * sequence + start : 500 * sequence + stop])
-        assert reader.decoded == num_chunks(store, name)
+        assert reader.counts.decoded == num_chunks(store, name)
 
 
 def test_lanes_side_by_side_decode_each_chunk_once(store):
@@ -44,7 +47,7 @@ def test_lanes_side_by_side_decode_each_chunk_once(store):
                 for name in ("x", "y"):
                     list(reader.slices(name, sequence, start, start + 5))
         # The chunk in which one sequence ends and the other begins is decoded once by each of the two.
-        assert reader.decoded <= num_chunks(store, "x") + num_chunks(store, "y") + 2
+        assert reader.counts.decoded <= num_chunks(store, "x") + num_chunks(store, "y") + 2
 
 
 def test_a_chunk_read_to_its_end_is_the_first_to_go(store):
@@ -53,9 +56,9 @@ def test_a_chunk_read_to_its_end_is_the_first_to_go(store):
         list(reader.slices("x", 0, 0, 1))
         list(reader.slices("x", 0, steps, 2 * steps))
         list(reader.slices("x", 0, 2 * steps, 2 * steps + 1))
-        assert reader.decoded == 3
+        assert reader.counts.decoded == 3
         list(reader.slices("x", 0, 1, 2))
-        assert reader.decoded == 3
+        assert reader.counts.decoded == 3
 
 
 def test_least_recently_used_chunk_goes(store):
@@ -63,7 +66,7 @@ def test_least_recently_used_chunk_goes(store):
     with store.reader(["x"], 2) as reader:
         for chunk in (0, 1, 0, 2, 0):
             list(reader.slices("x", 0, chunk * steps, chunk * steps + 1))
-        assert reader.decoded == 3
+        assert reader.counts.decoded == 3
 
 
 def test_slices_inside_one_chunk_share_its_memory(store):
@@ -75,15 +78,15 @@ def test_slices_inside_one_chunk_share_its_memory(store):
 
 def test_cache_gives_back_the_memory_of_a_chunk_that_nobody_holds():
     cache = ChunkCache(1)
-    cache.put((0, 0), np.zeros(3))
+    cache.put(0, np.zeros(3))
     gone, spare = cache.make_room()
-    assert gone == (0, 0)
+    assert gone == 0
     assert spare is not None
     assert spare.flags.writeable
-    cache.put((0, 1), spare)
+    cache.put(1, spare)
     del spare
-    held = cache.get((0, 1))[1:]
-    assert cache.make_room() == ((0, 1), None)
+    held = cache.get(1, 2)[1:]
+    assert cache.make_room() == (1, None)
     assert not held.flags.writeable
 
 
@@ -189,7 +192,7 @@ def test_array_with_other_codecs_is_read_through_zarr(tmp_path, make, same):
 
 
 @pytest.mark.parametrize("backend", ["zarr", "arrow"])
-def test_many_spans_are_copied_as_they_are_sliced(tmp_path, backend):
+def test_many_spans_are_found_as_they_are_read(tmp_path, backend):
     uri = tmp_path / f"s.{backend}"
     rng = np.random.default_rng(0)
     with ss.create(uri, {"x": ss.Field("int64", (2,))}, chunk_bytes=160, shard_bytes=1000) as writer:
@@ -202,16 +205,57 @@ def test_many_spans_are_copied_as_they_are_sliced(tmp_path, backend):
     sequence = rng.integers(0, len(store), 300)
     start = rng.integers(0, store.lengths[sequence])
     stop = rng.integers(start + 1, store.lengths[sequence] + 1)
-    at = np.concatenate([[0], np.cumsum(stop - start)])
-    out = np.zeros((at[-1], 2), np.int64)
     with store.reader(["x"], 3) as reader:
-        reader.copy("x", (sequence, start, stop), out, at[:-1])
-        wanted = [store.read(int(i), int(a), int(b))["x"] for i, a, b in zip(sequence, start, stop, strict=True)]
-        assert np.array_equal(out, np.concatenate(wanted))
-        one = np.array([0])
-        reader.copy("x", (one[:0], one[:0], one[:0]), out, one[:0])
-        with pytest.raises(ValueError, match="start"):
-            reader.copy("x", (one, one, one + 10**6), out, one)
-        for wrong in (-1, len(store)):
-            with pytest.raises(IndexError, match="numbered"):
-                reader.copy("x", (one + wrong, one, one + 1), out, one)
+        parts = reader.locate("x", (sequence, start, stop))
+        found = [[] for _ in sequence]
+        for values, span, offset in zip(reader.arrays(parts), parts.span, parts.offset, strict=True):
+            assert offset == sum(map(len, found[span]))
+            found[span].append(values.copy())
+        for each, i, a, b in zip(found, sequence, start, stop, strict=True):
+            assert np.array_equal(np.concatenate(each), store.read(int(i), int(a), int(b))["x"])
+        none = np.array([], np.int64)
+        assert list(reader.arrays(reader.locate("x", (none, none, none)))) == []
+
+
+def spans_of(sequence, start, stop):
+    return np.array([sequence]), np.array([start]), np.array([stop])
+
+
+def test_chunks_are_decoded_ahead_as_far_as_there_is_room(store, make):
+    steps = store.chunk_timesteps["x"]
+    wanted = make(FIELDS, 0, 500)["x"]
+    with store.reader(["x"], 1, ahead=2) as reader:
+        coming = [reader.locate("x", spans_of(0, chunk * steps, (chunk + 1) * steps)) for chunk in range(4)]
+        assert [reader.prefetch(parts) for parts in coming] == [True, True, False, False]
+        for chunk, parts in enumerate(coming):
+            assert np.array_equal(next(reader.arrays(parts)), wanted[chunk * steps : (chunk + 1) * steps])
+            assert all(reader.prefetch(each) for each in coming[chunk + 1 : chunk + 3])
+        assert reader.counts.decoded == 4
+        assert reader.prefetch(coming[0])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("streamseq-decoder")]
+
+
+def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for(store):
+    steps = store.chunk_timesteps["x"]
+    shard = store.snapshot.shards[0]
+    (path,) = [
+        p
+        for p in (Path(store.uri) / "shards" / shard.id).rglob("*")
+        if p.is_file() and "x" in str(p) and p.suffix != ".json"
+    ]
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    with store.reader(["x"], 1, ahead=1000) as reader:
+        parts = reader.locate("x", spans_of(0, 0, 500))
+        assert reader.prefetch(parts)
+        with pytest.raises(ss.CorruptionError, match="checksum"):
+            list(reader.arrays(parts))
+    assert steps < 500
+
+
+def test_a_reader_has_sensible_limits(store):
+    with pytest.raises(ValueError, match="ahead -1"):
+        store.reader(["x"], 1, ahead=-1)

@@ -1,0 +1,68 @@
+"""Where the values lie in the message of an Arrow record batch of one column, without a call into Arrow for it.
+
+A message is the mark 0xFFFFFFFF, the size of its metadata, the metadata, and the body; the metadata is a flatbuffer of
+the tables `Message` and `RecordBatch` (Arrow columnar format, "Encapsulated message format", Message.fbs). What is read
+here was checked against a checksum, and still every position is checked before it is followed.
+"""
+
+from __future__ import annotations
+
+import struct
+
+_CONTINUES = 0xFFFFFFFF
+_PREFIX_BYTES = 8
+# Numbers of fields in their tables.
+_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _BATCH_LENGTH, _BATCH_BUFFERS = 1, 2, 0, 2
+_RECORD_BATCH = 3
+
+
+def record_batch_values(message: memoryview) -> tuple[int, memoryview]:
+    """The number of rows of a record batch of one column, and the bytes of its last buffer, which holds the values.
+
+    Raises:
+        ValueError, struct.error: It is not such a message.
+    """
+    mark, metadata_bytes = struct.unpack_from("<Ii", message)
+    if mark != _CONTINUES or not 0 < metadata_bytes <= len(message) - _PREFIX_BYTES:
+        raise ValueError("it is not an Arrow message")
+    metadata = message[_PREFIX_BYTES : _PREFIX_BYTES + metadata_bytes]
+    root = _follow(metadata, 0)
+    kind = _field(metadata, root, _MESSAGE_HEADER_TYPE)
+    header = _field(metadata, root, _MESSAGE_HEADER)
+    if kind is None or header is None or metadata[kind] != _RECORD_BATCH:
+        raise ValueError("it is not a record batch")
+    batch = _follow(metadata, header)
+    length = _field(metadata, batch, _BATCH_LENGTH)
+    buffers = _field(metadata, batch, _BATCH_BUFFERS)
+    if buffers is None:
+        raise ValueError("it has no values")
+    table = _follow(metadata, buffers)
+    (count,) = struct.unpack_from("<I", metadata, table)
+    if not count:
+        raise ValueError("it has no values")
+    offset, size = struct.unpack_from("<qq", metadata, table + 4 + 16 * (count - 1))
+    body = message[_PREFIX_BYTES + metadata_bytes :]
+    if offset < 0 or size < 0 or offset + size > len(body):
+        raise ValueError("it has values outside its body")
+    rows = 0 if length is None else struct.unpack_from("<q", metadata, length)[0]
+    return rows, body[offset : offset + size]
+
+
+def _follow(metadata: memoryview, place: int) -> int:
+    """The position that an offset at `place` points to."""
+    (distance,) = struct.unpack_from("<I", metadata, place)
+    return place + int(distance)
+
+
+def _field(metadata: memoryview, table: int, number: int) -> int | None:
+    """The position of a field of a table; None where it has its default."""
+    (back,) = struct.unpack_from("<i", metadata, table)
+    entries = table - back
+    if entries < 0:
+        raise ValueError("its metadata is not a flatbuffer")
+    size, _ = struct.unpack_from("<HH", metadata, entries)
+    entry = 4 + 2 * number
+    if entry + 2 > size:
+        return None
+    (distance,) = struct.unpack_from("<H", metadata, entries + entry)
+    return table + distance if distance else None
