@@ -36,7 +36,7 @@ class PlanSettings:
         tail: "pad" emits what is left of a sequence after its last whole window with padding; "drop" leaves it out.
         shuffle: Whether the order of the sequences is random, another one in each epoch.
         seed: Of the shuffling.
-        run: Timesteps of neighbouring sequences that shuffling keeps together, about those of a chunk of storage.
+        run: Timesteps of neighbouring sequences that shuffling keeps together, about those of a few chunks of storage.
 
     Raises:
         TypeError: A number is not an integer.

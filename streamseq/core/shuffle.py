@@ -1,8 +1,9 @@
 """Shuffling: an order of sequences that is random yet reads every chunk of storage about once.
 
-Neighbouring sequences lie in the same chunks. So what is shuffled first is *runs* of neighbours, each about a chunk
-long; then `GROUP` consecutive runs are thrown together and the sequences within are shuffled. At any time a reader
-needs the chunks of one group only.
+Neighbouring sequences lie in the same chunks. So what is shuffled first is *runs* of neighbours, each about `RUN`
+chunks long; then `GROUP` consecutive runs are thrown together and the sequences within are shuffled. At any time a
+reader needs the chunks of one group only, and those at the ends of runs, which two groups share, are decoded twice: one
+in `RUN`.
 
 The randomness is SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), a few
 lines that give the same order in any numpy and any language.
@@ -13,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-GROUP = 16
+RUN = 8
+GROUP = 4
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -44,7 +46,7 @@ def shuffled_order(lengths: NDArray[np.int64], run: int, seed: int, epoch: int) 
 
     Args:
         lengths: int64 [N], timesteps of each sequence in storage order.
-        run: Timesteps of a run of neighbours that stay together, about those of a chunk.
+        run: Timesteps of a run of neighbours that stay together, about those of `RUN` chunks.
         seed: Any integer.
         epoch: The epoch; each has its own order.
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from streamseq.core.plan import Plan, Runs
 from streamseq.data.buffers import Buffers
 from streamseq.data.limits import Limits
+from streamseq.data.pieces import ONES, ZEROS, Rows, copy_pieces
 from streamseq.data.window import Block, BlockTokens, Window
 from streamseq.storage.interface import Parts, ReaderCounts, Store
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
 
-# Parts for each lane from which on a block is filled lane by lane.
-RAGGED = 2
+_NO_PIECES: Int64 = np.empty((0, 5), np.int64)
 # Blocks of which it is known what they are going to hold.
 _MOST_AHEAD = 64
 
@@ -58,17 +58,19 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Column:
-    """One tensor of a block that is going to be read: its parts, and where they go.
+    """One tensor of a block that is going to be read.
 
     Args:
         parts: Where its timesteps lie in the store.
-        at: int64 [P], the place of the first timestep of each part, with the windows of each lane end to end.
-        whole: Whether the parts fill the block.
+        rows: How they lie in the block.
+        table: int64 [P, 5], a piece for each part.
+        padding: int64 [Q, 5], pieces of zeros.
     """
 
     parts: Parts
-    at: Int64
-    whole: bool
+    rows: Rows
+    table: Int64
+    padding: Int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,13 +100,13 @@ class BlockReader:
         self._view = view
         self._lanes = view.lane_stop - view.lane_start
         self._fields = {name: store.fields[emitted.field] for name, emitted in view.emitted.items()}
+        self._step_bytes = {name: field.step_bytes for name, field in store.fields.items()}
         self._version = store.version
         self._limits = limits
         self._buffers = buffers
-        self._apart: Array = np.empty(0, np.uint8)
-        names = dict.fromkeys(emitted.field for emitted in view.emitted.values())
+        names = [emitted.field for emitted in view.emitted.values()]
         self._ahead = limits.ahead if ahead else 0
-        self._reader = store.reader(list(names), limits.chunks, self._ahead)
+        self._reader = store.reader(names, limits.chunks, self._ahead)
 
     def close(self) -> None:
         """Let go of the store's files."""
@@ -159,32 +161,43 @@ class BlockReader:
         return _Request(first=first, length=int(length), runs=runs, columns=columns)
 
     def _locate(self, emitted: Emitted, runs: Runs, length: int) -> _Column:
-        sequence, start, stop = runs.sequence, runs.start, runs.stop
-        at = (runs.lane * runs.windows + runs.first) * length
+        lane, sequence, start, stop = runs.lane, runs.sequence, runs.start, runs.stop
+        # Where each run begins and ends on its lane, and what of it is data.
+        begin, end = runs.first * length, runs.last * length
+        low = begin
         if emitted.offset:
             start = np.clip(start + emitted.offset, runs.low, runs.high)
             stop = np.clip(stop + emitted.offset, runs.low, runs.high)
-            at = at + start - runs.start - emitted.offset
-        there = start < stop
-        if not there.all():
-            sequence, start, stop, at = sequence[there], start[there], stop[there], at[there]
+            low = np.clip(begin + start - runs.start - emitted.offset, begin, end)
+        count = stop - start
+        rows = self._rows(length, self._step_bytes[emitted.field])
+        padding = _NO_PIECES
+        if int(count.sum()) < runs.lanes * runs.windows * length:
+            high = low + count
+            padding = np.concatenate(
+                [rows.table(ZEROS, 0, lane, begin, low - begin), rows.table(ZEROS, 0, lane, high, end - high)]
+            )
+            padding = padding[padding[:, -1] > 0]
+        if not count.all():
+            there = count > 0
+            lane, sequence, start, stop, low = (each[there] for each in (lane, sequence, start, stop, low))
         parts = self._reader.locate(emitted.field, (sequence, start, stop))
-        return _Column(
-            parts=parts,
-            at=at[parts.span] + parts.offset,
-            whole=int((stop - start).sum()) == runs.lanes * runs.windows * length,
-        )
+        at = low[parts.span] + parts.offset
+        table = rows.table(parts.source, parts.low, lane[parts.span], at, parts.count)
+        return _Column(parts=parts, rows=rows, table=table, padding=padding)
+
+    def _rows(self, length: int, step_bytes: int) -> Rows:
+        return Rows(lanes=self._lanes, length=length, step_bytes=step_bytes, batch_first=self._view.batch_first)
 
     def _read(self, request: _Request) -> list[Window]:
         view, runs = self._view, request.runs
-        tensors = {name: self._fill(name, column, runs, request.length) for name, column in request.columns.items()}
-        lane = np.arange(view.lane_start, view.lane_stop)
+        tensors = {name: self._fill(name, column, runs.windows) for name, column in request.columns.items()}
         return Block(
             {name: tensor.unbind(0) for name, tensor in tensors.items()},
-            self._masks(runs, request.length, all(column.whole for column in request.columns.values())).unbind(0),
+            self._masks(request).unbind(0),
             BlockTokens(
                 runs=runs,
-                lane=lane,
+                lane=np.arange(view.lane_start, view.lane_stop),
                 epoch=self._plan.epoch,
                 step=request.first,
                 fingerprint=self._plan.fingerprint,
@@ -193,91 +206,43 @@ class BlockReader:
             view.batch_first,
         ).windows()
 
-    def _fill(self, name: str, column: _Column, runs: Runs, length: int) -> Tensor:
+    def _take(self, windows: int, rows: Rows, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        axes = (rows.lanes, rows.length) if rows.batch_first else (rows.length, rows.lanes)
+        return self._buffers.take((windows, *axes, *shape), dtype)
+
+    def _fill(self, name: str, column: _Column, windows: int) -> Tensor:
         """[W, B, K, *D] or [W, K, B, *D] of one tensor of the windows."""
-        field, parts = self._fields[name], column.parts
-        axes = (self._lanes, length) if self._view.batch_first else (length, self._lanes)
-        block = self._buffers.take((runs.windows, *axes, *field.shape), field.dtype)
-        lane_first = block if self._view.batch_first else block.swapaxes(1, 2)
-        if len(parts) > RAGGED * self._lanes:
-            self._fill_apart(lane_first, column)
-        else:
-            if not column.whole:
-                block.fill(0)
-            self._fill_in_place(lane_first, column)
+        field, parts, most = self._fields[name], column.parts, self._limits.chunks
+        block = self._take(windows, column.rows, field.shape, field.dtype)
+        if len(column.padding):
+            copy_pieces(block, column.rows, [], column.padding)
+        # All chunks of a block are held at once, but where there is no room for them.
+        for first in range(0, len(parts.chunks), most):
+            last = first + most
+            sources = self._reader.load(parts.field, parts.chunks[first:last], parts.uses[first:last])
+            table = column.table
+            if len(parts.chunks) > most:
+                table = table[(table[:, 0] >= first) & (table[:, 0] < last)]
+                table[:, 0] -= first
+            copy_pieces(block, column.rows, sources, table)
+            # The next chunks are decoded into the memory of these.
+            del sources
         return torch.from_numpy(block)
 
-    def _fill_in_place(self, lane_first: Array, column: _Column) -> None:
-        """Fill windows `lane_first` [W, B, K, *D] with long parts, a copy of whole windows for each."""
-        windows, _, length, *shape = lane_first.shape
-        lane, place = np.divmod(column.at, windows * length)
-        window, step = np.divmod(place, length)
-        arrays = self._reader.arrays(column.parts)
-        for values, b, w, t in zip(arrays, lane.tolist(), window.tolist(), step.tolist(), strict=True):
-            count, rest = divmod(len(values), length)
-            if t or rest:
-                _put(lane_first[:, b], length, w * length + t, values)
-            else:
-                lane_first[w : w + count, b] = values.reshape(count, length, *shape)
-
-    def _fill_apart(self, lane_first: Array, column: _Column) -> None:
-        """Fill windows `lane_first` [W, B, K, *D] with many parts.
-
-        A part is one copy where a lane's windows lie side by side, and up to three where lanes lie between them. So the
-        lanes are filled apart and then put in place together.
-        """
-        windows, lanes, length, *shape = lane_first.shape
-        if self._apart.size != lane_first.size or self._apart.dtype != lane_first.dtype:
-            self._apart = np.empty(lane_first.size, lane_first.dtype)
-        flat = self._apart.reshape(lanes * windows * length, *shape)
-        if not column.whole:
-            flat.fill(0)
-        for values, at in zip(self._reader.arrays(column.parts), column.at.tolist(), strict=True):
-            flat[at : at + len(values)] = values
-        lane_first[...] = flat.reshape(lanes, windows, length, *shape).swapaxes(0, 1)
-
-    def _masks(self, runs: Runs, length: int, whole: bool) -> Tensor:
+    def _masks(self, request: _Request) -> Tensor:
         """bool [W, B, K] or [W, K, B]: timesteps that are there, with everything that looks ahead or back."""
+        runs, length = request.runs, request.length
+        rows = self._rows(length, 1)
+        masks = self._take(runs.windows, rows, (), np.dtype(np.bool_))
+        if not any(len(column.padding) for column in request.columns.values()):
+            masks.fill(True)
+            return torch.from_numpy(masks)
         ahead = max(0, *(emitted.offset for emitted in self._view.emitted.values()))
         back = min(0, *(emitted.offset for emitted in self._view.emitted.values()))
-        axes = (self._lanes, length) if self._view.batch_first else (length, self._lanes)
-        masks = self._buffers.take((runs.windows, *axes), np.dtype(np.bool_))
-        masks.fill(True)
-        if whole:
-            return torch.from_numpy(masks)
-        lane_first = masks if self._view.batch_first else masks.swapaxes(1, 2)
-        size = (runs.last - runs.first) * length
-        low = np.clip(runs.low - back - runs.start, 0, size)
-        high = np.minimum(runs.stop, runs.high - ahead) - runs.start
-        high = np.clip(high, low, size)
-        # Windows before and after, of which nothing counts: few, but at the end of the epoch.
-        for run in np.flatnonzero((low >= length) | (size - high >= length)).tolist():
-            first, last, b = runs.first[run], runs.last[run], runs.lane[run]
-            lane_first[first : first + low[run] // length, b] = False
-            lane_first[first - (-high[run] // length) : last, b] = False
-        # Windows of which a part counts.
-        step = np.arange(length, dtype=np.int16 if length < 2**15 else np.int64)
-        for border, counts in ((low, np.greater_equal), (high, np.less)):
-            cut = np.flatnonzero(border % length)
-            if len(cut):
-                cells = (runs.first[cut] + border[cut] // length, runs.lane[cut])
-                lane_first[cells] &= counts(step, (border[cut] % length).astype(step.dtype)[:, None])
+        begin, end = runs.first * length, runs.last * length
+        low = np.clip(begin + runs.low - back - runs.start, begin, end)
+        high = np.clip(begin + np.minimum(runs.stop, runs.high - ahead) - runs.start, low, end)
+        spans = ((ZEROS, begin, low), (ONES, low, high), (ZEROS, high, end))
+        table = np.concatenate([rows.table(what, 0, runs.lane, start, stop - start) for what, start, stop in spans])
+        copy_pieces(masks, rows, [], table)
         return torch.from_numpy(masks)
-
-
-def _put(place: Array, length: int, at: int, values: Array) -> None:
-    """Write `values` [m, *D] into windows `place` [w, K, *D], from timestep `at` of their run on."""
-    window, step = divmod(at, length)
-    done = 0
-    if step:
-        done = min(length - step, len(values))
-        place[window, step : step + done] = values[:done]
-        window += 1
-    whole = (len(values) - done) // length
-    if whole:
-        part = values[done : done + whole * length]
-        place[window : window + whole] = part.reshape(whole, length, *values.shape[1:])
-        done += whole * length
-        window += whole
-    if done < len(values):
-        place[window, : len(values) - done] = values[done:]

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from streamseq.core.errors import ResumeError
 from streamseq.core.plan import Plan, PlanSettings, lanes_of_rank
 from streamseq.core.selection import Selection, select_all, select_spans
+from streamseq.core.shuffle import RUN
 from streamseq.core.splits import Naive, Split
 from streamseq.core.tokens import Position
 from streamseq.data.blocks import BlockReader, Emitted, View
@@ -93,7 +94,7 @@ class StreamDataset(IterableDataset[Window]):
             tail=tail,
             shuffle=bool(shuffle),
             seed=seed,
-            run=max(store.chunk_timesteps[each.field] for each in emitted.values()),
+            run=RUN * max(store.chunk_timesteps[each.field] for each in emitted.values()),
         )
         lane_start, lane_stop = lanes_of_rank(lanes, rank, world_size)
         self._view = View(emitted=emitted, lane_start=lane_start, lane_stop=lane_stop, batch_first=bool(batch_first))

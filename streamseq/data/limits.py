@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamseq.core.shuffle import GROUP
+from streamseq.core.shuffle import GROUP, RUN
 
 BLOCK_BYTES = 4 << 20
 MAX_WINDOWS = 256
@@ -35,4 +35,4 @@ def usual_limits(lanes: int, window_bytes: int | None) -> Limits:
         window_bytes: Of all tensors of a window, masks left out; None where each sequence is a window.
     """
     windows = 1 if window_bytes is None else min(MAX_WINDOWS, max(1, BLOCK_BYTES // window_bytes))
-    return Limits(windows=windows, chunks=lanes + 2 * GROUP, ahead=min(lanes, MAX_AHEAD))
+    return Limits(windows=windows, chunks=lanes + 2 * GROUP * RUN, ahead=min(lanes, MAX_AHEAD))

@@ -13,16 +13,18 @@ class ChunkCache:
     """Keeps decoded chunks by number.
 
     A stream moves forward, so a chunk of which as many timesteps were read as it has is not likely to be needed again;
-    it is kept until there is no room, for another tensor of the same field may follow.
+    it is kept until there is no room.
 
     Args:
         limit: Chunks kept at most.
+        uses: How often each timestep is read.
     """
 
-    __slots__ = ("_left", "_limit", "_read", "_unread")
+    __slots__ = ("_left", "_limit", "_read", "_unread", "_uses")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, uses: int = 1) -> None:
         self._limit = limit
+        self._uses = uses
         self._unread: OrderedDict[int, NDArray[Any]] = OrderedDict()
         self._read: OrderedDict[int, NDArray[Any]] = OrderedDict()
         self._left: dict[int, int] = {}
@@ -64,7 +66,7 @@ class ChunkCache:
         """Keep a chunk, read-only from now on."""
         chunk.flags.writeable = False
         self._unread[key] = chunk
-        self._left[key] = len(chunk)
+        self._left[key] = len(chunk) * self._uses
 
     def clear(self) -> None:
         """Drop all chunks."""

@@ -25,21 +25,42 @@ class Parts:
 
     Args:
         field: The field.
-        chunk: [P], numbers of chunks, which mean something to the reader that gave them.
-        low, high: [P], the timesteps `[low, high)` of the chunk.
+        chunks: [C], the numbers of the chunks, which mean something to the reader that gave them.
+        uses: [C], how many timesteps of each chunk are read.
+        source: int64 [P], the place in `chunks`.
+        low: int64 [P], the first timestep in the chunk.
+        count: int64 [P], timesteps.
         span: int64 [P], the number of the span.
         offset: int64 [P], timesteps of the span before the part.
     """
 
     field: str
-    chunk: list[int]
-    low: list[int]
-    high: list[int]
+    chunks: list[int]
+    uses: list[int]
+    source: Int64
+    low: Int64
+    count: Int64
     span: Int64
     offset: Int64
 
     def __len__(self) -> int:
-        return len(self.chunk)
+        return len(self.source)
+
+
+def parts_of_chunks(field: str, chunk: Int64, low: Int64, count: Int64, span: Int64, offset: Int64) -> Parts:
+    """`Parts`, from the number of the chunk of each part: int64 [P]."""
+    chunks, source = np.unique(chunk, return_inverse=True)
+    uses = np.bincount(source, count, len(chunks))
+    return Parts(
+        field=field,
+        chunks=chunks.tolist(),
+        uses=uses.astype(np.int64).tolist(),
+        source=source,
+        low=low,
+        count=count,
+        span=span,
+        offset=offset,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,14 +68,14 @@ class ReaderCounts:
     """What a reader did.
 
     Args:
-        parts: Parts of chunks that were read.
+        loaded: Chunks that were asked for.
         decoded: Chunks that were decoded for them, or looked up in a mapped file for the first time.
         decoded_bytes: Their size, decoded.
         decoding: Seconds that decoding took, in whatever thread.
         waited: Seconds that the reader waited for it.
     """
 
-    parts: int = 0
+    loaded: int = 0
     decoded: int = 0
     decoded_bytes: int = 0
     decoding: float = 0.0
@@ -95,18 +116,29 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
-        """Return the parts, read-only arrays `[high - low, *D]`.
+    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
+        """Return chunks whole, read-only arrays `[m, *D]`.
 
-        They are views of decoded chunks, of mapped files, or of the user's own arrays, and stay valid however long
-        they are held.
+        They are decoded chunks, views of mapped files, or the user's own arrays, and stay valid however long they are
+        held.
+
+        Args:
+            field: The field.
+            chunks: Their numbers.
+            uses: How many timesteps of each are going to be read.
 
         Raises:
             CorruptionError: Stored bytes are not what was written.
         """
 
+    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
+        """Yield the parts, views `[count, *D]` of their chunks."""
+        columns = (parts.source.tolist(), parts.low.tolist(), parts.count.tolist())
+        for source, low, count in zip(*columns, strict=True):
+            yield self.load(parts.field, [parts.chunks[source]], [count])[0][low : low + count]
+
     def prefetch(self, parts: Parts) -> bool:
-        """Begin to decode what `arrays` is going to be asked for; False where there is no room for all of it yet."""
+        """Begin to decode what `load` is going to be asked for; False where there is no room for all of it yet."""
         return True
 
     def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
@@ -215,7 +247,7 @@ class Store(ABC):
         """Return a reader of some fields.
 
         Args:
-            fields: The fields to read.
+            fields: The fields to read; one that is named twice is read twice, as is one that is also looked ahead in.
             cache_chunks: Decoded chunks that are kept of each field at most.
             ahead: Chunks of each field that a thread of the reader's own may decode before they are asked for, beside
                 those that are kept; 0: there is no such thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.fields import Field, check_fields
 from streamseq.storage.checksum import as_bytes, crc32c, to_hex
-from streamseq.storage.interface import Int64, Parts, Reader, Store, check_limits
+from streamseq.storage.interface import Int64, Parts, Reader, Store, check_limits, parts_of_chunks
 from streamseq.storage.layout import CHUNK_BYTES, timesteps_of_bytes
 from streamseq.storage.shard_writer import attrs_json, check_arrays, check_id
 
@@ -176,20 +176,11 @@ class MemoryReader(Reader):
             raise ValueError(f"a reader reads {names}, got {field!r}")
         sequence, start, stop = spans
         number = np.arange(len(sequence))
-        return Parts(
-            field=field,
-            chunk=sequence.tolist(),
-            low=start.tolist(),
-            high=stop.tolist(),
-            span=number,
-            offset=np.zeros_like(number),
-        )
+        return parts_of_chunks(field, sequence, start, stop - start, number, np.zeros_like(number))
 
-    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
-        """See `Reader.arrays`."""
-        arrays, field = self._arrays, parts.field
-        for sequence, low, high in zip(parts.chunk, parts.low, parts.high, strict=True):
-            yield arrays[sequence][field][low:high]
+    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
+        """See `Reader.load`."""
+        return [self._arrays[sequence][field] for sequence in chunks]
 
     def close(self) -> None:
         """See `Reader.close`."""

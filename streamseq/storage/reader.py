@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.storage.arrow_shard import ArrowChunks
 from streamseq.storage.chunk_cache import ChunkCache
-from streamseq.storage.interface import Int64, Parts, Reader, ReaderCounts
+from streamseq.storage.interface import Int64, Parts, Reader, ReaderCounts, parts_of_chunks
 from streamseq.storage.location import StoreFolder
 from streamseq.storage.rows import RowIndex
 from streamseq.storage.version import Version
@@ -48,7 +48,7 @@ class DiskReader(Reader):
         folder: Where the store lies.
         version: The version.
         rows: Where its sequences lie.
-        fields: The fields to read.
+        fields: The fields to read, each as often as it is read.
         cache_chunks: Decoded chunks kept of each.
         ahead: Chunks of each that are decoded ahead.
         checked: Which chunks were compared with their checksums, by shard and field; more is noted there.
@@ -67,9 +67,10 @@ class DiskReader(Reader):
         self._rows = rows
         self._decoder = ThreadPoolExecutor(1, "streamseq-decoder") if ahead else None
         open_files = max(4, _OPEN_FILES // max(1, len(fields)))
+        decoder = self._decoder
         self._columns = {
-            name: _Column(folder, version, name, cache_chunks, open_files, self._decoder, ahead, checked)
-            for name in fields
+            name: _Column(folder, version, name, ChunkCache(cache_chunks, uses), open_files, decoder, ahead, checked)
+            for name, uses in Counter(fields).items()
         }
 
     @property
@@ -97,13 +98,13 @@ class DiskReader(Reader):
         parts = column.locate(pieces.row, pieces.count)
         return replace(parts, span=pieces.span[parts.span], offset=pieces.offset[parts.span] + parts.offset)
 
-    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
-        """See `Reader.arrays`."""
-        return self._column(parts.field).arrays(parts)
+    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
+        """See `Reader.load`."""
+        return self._column(field).load(chunks, uses)
 
     def prefetch(self, parts: Parts) -> bool:
         """See `Reader.prefetch`."""
-        return self._column(parts.field).prefetch(parts.chunk)
+        return self._column(parts.field).prefetch(parts.chunks)
 
     def _column(self, field: str) -> _Column:
         column = self._columns.get(field)
@@ -128,7 +129,7 @@ class _Column:
         folder: StoreFolder,
         version: Version,
         name: str,
-        cache_chunks: int,
+        cache: ChunkCache,
         open_files: int,
         decoder: ThreadPoolExecutor | None,
         ahead: int,
@@ -143,7 +144,7 @@ class _Column:
         #: Of each shard: its first row, and the number of its first chunk.
         self._first_row = np.concatenate([[0], np.cumsum(lengths)])
         self._first_chunk = np.concatenate([[0], np.cumsum(-(-lengths // self._steps))])
-        self._cache = ChunkCache(cache_chunks)
+        self._cache = cache
         self._decoder = decoder
         self._ahead = ahead
         self._coming: dict[int, Future[tuple[NDArray[Any], float]]] = {}
@@ -158,8 +159,7 @@ class _Column:
         chunk, last, low = both[: len(rows)], both[len(rows) :], offset[: len(rows)]
         number = np.arange(len(rows))
         if np.array_equal(chunk, last):
-            high = low + counts
-            return self._parts(chunk, low, high, number, np.zeros_like(number))
+            return parts_of_chunks(self._name, chunk, low, counts, number, np.zeros_like(number))
         several = last - chunk + 1
         span = np.repeat(number, several)
         chunk = np.arange(len(span)) + np.repeat(chunk - (np.cumsum(several) - several), several)
@@ -168,11 +168,7 @@ class _Column:
         end = np.minimum(begin + self._steps, self._first_row[shard + 1])
         start = np.maximum(begin, rows[span])
         stop = np.minimum(end, (rows + counts)[span])
-        return self._parts(chunk, start - begin, stop - begin, span, start - rows[span])
-
-    def _parts(self, chunk: Int64, low: Int64, high: Int64, span: Int64, offset: Int64) -> Parts:
-        lists = {"chunk": chunk.tolist(), "low": low.tolist(), "high": high.tolist()}
-        return Parts(field=self._name, span=span, offset=offset, **lists)
+        return parts_of_chunks(self._name, chunk, start - begin, stop - start, span, start - rows[span])
 
     def _chunk_of(self, rows: Int64) -> tuple[Int64, Int64]:
         """The chunk of each row, and its position in the chunk."""
@@ -182,19 +178,16 @@ class _Column:
         chunk, offset = np.divmod(rows - self._first_row[shard], self._steps)
         return self._first_chunk[shard] + chunk, offset
 
-    def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
-        """Yield the parts."""
-        cache = self._cache
-        self.counts.parts += len(parts)
-        for key, low, high in zip(parts.chunk, parts.low, parts.high, strict=True):
-            values = cache.get(key, high - low)
-            if values is None:
-                values = self._load(key, high - low)
-            part = values[low:high]
+    def load(self, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
+        """The chunks, from which `uses` timesteps are going to be read."""
+        self.counts.loaded += len(chunks)
+        loaded = []
+        for key, count in zip(chunks, uses, strict=True):
+            values = self._cache.get(key, count)
+            loaded.append(self._load(key, count) if values is None else values)
             # The memory of a chunk is used again only when nobody holds it.
             del values
-            yield part
-            del part
+        return loaded
 
     def prefetch(self, chunks: Sequence[int]) -> bool:
         """Begin to decode chunks that are not there; False where there is not room for all."""

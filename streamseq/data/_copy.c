@@ -1,0 +1,125 @@
+/* Copies many parts of many buffers into one block, and fills what no part covers, without holding the interpreter.
+ *
+ * A block is rows of `row` bytes, `stride` bytes apart. A piece lies on one lane, whose first row begins `base` bytes
+ * into the block, and goes on from row to row: byte p of a lane is byte p % row of its row p / row.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { SOURCE, FROM, BASE, AT, COUNT, COLUMNS };
+
+/* Values of SOURCE that are no buffer: what is set instead. */
+enum { ZEROS = -1, ONES = -2 };
+
+static inline void put(char *to, const char *from, int fill, size_t count)
+{
+    if (from == NULL) {
+        memset(to, fill, count);
+        return;
+    }
+    switch (count) {
+    case 1: memcpy(to, from, 1); break;
+    case 2: memcpy(to, from, 2); break;
+    case 4: memcpy(to, from, 4); break;
+    case 8: memcpy(to, from, 8); break;
+    default: memcpy(to, from, count);
+    }
+}
+
+static void copy_piece(char *block, const int64_t *piece, const Py_buffer *sources, int64_t row, int64_t stride)
+{
+    const char *from = piece[SOURCE] < 0 ? NULL : (const char *)sources[piece[SOURCE]].buf + piece[FROM];
+    int fill = piece[SOURCE] == ONES;
+    int64_t left = piece[COUNT], within = piece[AT] % row;
+    char *to = block + piece[BASE] + piece[AT] / row * stride;
+    while (left > 0) {
+        int64_t count = row - within < left ? row - within : left;
+        put(to + within, from, fill, (size_t)count);
+        if (from != NULL)
+            from += count;
+        left -= count;
+        within = 0;
+        to += stride;
+    }
+}
+
+/* Whether a piece lies in its source and in the block. */
+static int fits(const int64_t *piece, const Py_buffer *sources, Py_ssize_t num_sources, Py_ssize_t size, int64_t row,
+                int64_t stride)
+{
+    int64_t count = piece[COUNT], at = piece[AT], base = piece[BASE];
+    if (piece[SOURCE] < ONES || piece[SOURCE] >= num_sources || count < 0 || at < 0 || base < 0 || base > size)
+        return 0;
+    if (piece[SOURCE] >= 0) {
+        int64_t length = sources[piece[SOURCE]].len;
+        if (piece[FROM] < 0 || piece[FROM] > length || count > length - piece[FROM])
+            return 0;
+    }
+    if (count == 0)
+        return 1;
+    if (at > size || count > size)
+        return 0;
+    int64_t last = at + count - 1;
+    if (last / row > size / stride)
+        return 0;
+    return base + last / row * stride + last % row < size;
+}
+
+static PyObject *copy(PyObject *self, PyObject *args)
+{
+    PyObject *list, *result = NULL;
+    Py_buffer block, table;
+    long long row, stride;
+    if (!PyArg_ParseTuple(args, "w*O!y*LL", &block, &PyList_Type, &list, &table, &row, &stride))
+        return NULL;
+    Py_ssize_t held = 0, num_sources = PyList_GET_SIZE(list);
+    Py_ssize_t pieces = table.len / (Py_ssize_t)(COLUMNS * sizeof(int64_t));
+    Py_buffer *sources = PyMem_Calloc((size_t)num_sources + 1, sizeof(Py_buffer));
+    if (sources == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (; held < num_sources; held++)
+        if (PyObject_GetBuffer(PyList_GET_ITEM(list, held), &sources[held], PyBUF_C_CONTIGUOUS) != 0)
+            goto done;
+    if (row < 1 || stride < row || table.len % (Py_ssize_t)(COLUMNS * sizeof(int64_t)) != 0) {
+        PyErr_Format(PyExc_ValueError, "rows have at least one byte and lie apart, got row %lld, stride %lld", row, stride);
+        goto done;
+    }
+    const int64_t *piece = table.buf;
+    for (Py_ssize_t i = 0; i < pieces; i++)
+        if (!fits(piece + i * COLUMNS, sources, num_sources, block.len, row, stride)) {
+            PyErr_Format(PyExc_ValueError, "piece %zd does not lie in its source and in the block", i);
+            goto done;
+        }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < pieces; i++)
+        copy_piece(block.buf, piece + i * COLUMNS, sources, row, stride);
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    while (held-- > 0)
+        PyBuffer_Release(&sources[held]);
+    PyMem_Free(sources);
+    PyBuffer_Release(&table);
+    PyBuffer_Release(&block);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"copy", copy, METH_VARARGS,
+     "copy(block, sources, table, row, stride)\n--\n\n"
+     "Copy pieces into a block: int64 rows of source (-1: zeros, -2: ones), from, base, at and count, in bytes."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_copy", "Copies many parts of many buffers into one block.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__copy(void)
+{
+    return PyModule_Create(&module);
+}
