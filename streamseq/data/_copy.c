@@ -1,17 +1,29 @@
-/* Copies many parts of many buffers into one block, and fills what no part covers, without holding the interpreter.
+/* Copies many parts of many buffers and files into one block, and fills what no part covers, without holding the interpreter.
  *
  * A block is rows of `row` bytes, `stride` bytes apart. A piece lies on one lane, whose first row begins `base` bytes
  * into the block, and goes on from row to row: byte p of a lane is byte p % row of its row p / row.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
 
 enum { SOURCE, FROM, BASE, AT, COUNT, COLUMNS };
 
 /* Values of SOURCE that are no buffer: what is set instead. */
 enum { ZEROS = -1, ONES = -2 };
+
+/* A buffer, or a part of an open file. */
+typedef struct {
+    Py_buffer buffer;
+    int descriptor; /* -1: a buffer */
+    int64_t offset;
+    int64_t length;
+} Source;
+
+enum { VECTORS = 256, ENDS_EARLY = -1 };
 
 static inline void put(char *to, const char *from, int fill, size_t count)
 {
@@ -28,12 +40,42 @@ static inline void put(char *to, const char *from, int fill, size_t count)
     }
 }
 
-static void copy_piece(char *block, const int64_t *piece, const Py_buffer *sources, int64_t row, int64_t stride)
+/* Reads a piece from a file, many rows at once. 0, an errno, or ENDS_EARLY. */
+static int read_piece(char *lane, const int64_t *piece, const Source *source, int64_t row, int64_t stride)
 {
-    const char *from = piece[SOURCE] < 0 ? NULL : (const char *)sources[piece[SOURCE]].buf + piece[FROM];
+    struct iovec vectors[VECTORS];
+    int64_t done = 0;
+    while (done < piece[COUNT]) {
+        int used = 0;
+        for (int64_t next = done; next < piece[COUNT] && used < VECTORS; used++) {
+            int64_t at = piece[AT] + next, within = at % row, left = piece[COUNT] - next;
+            int64_t count = row - within < left ? row - within : left;
+            vectors[used].iov_base = lane + at / row * stride + within;
+            vectors[used].iov_len = (size_t)count;
+            next += count;
+        }
+        ssize_t got = preadv(source->descriptor, vectors, used, source->offset + piece[FROM] + done);
+        if (got < 0 && errno != EINTR)
+            return errno;
+        if (got == 0)
+            return ENDS_EARLY;
+        if (got > 0)
+            done += got;
+    }
+    return 0;
+}
+
+/* 0, or what `read_piece` gives. */
+static int copy_piece(char *block, const int64_t *piece, const Source *sources, int64_t row, int64_t stride)
+{
+    const Source *source = piece[SOURCE] < 0 ? NULL : &sources[piece[SOURCE]];
+    char *lane = block + piece[BASE];
+    if (source != NULL && source->descriptor >= 0)
+        return read_piece(lane, piece, source, row, stride);
+    const char *from = source == NULL ? NULL : (const char *)source->buffer.buf + piece[FROM];
     int fill = piece[SOURCE] == ONES;
     int64_t left = piece[COUNT], within = piece[AT] % row;
-    char *to = block + piece[BASE] + piece[AT] / row * stride;
+    char *to = lane + piece[AT] / row * stride;
     while (left > 0) {
         int64_t count = row - within < left ? row - within : left;
         put(to + within, from, fill, (size_t)count);
@@ -43,17 +85,18 @@ static void copy_piece(char *block, const int64_t *piece, const Py_buffer *sourc
         within = 0;
         to += stride;
     }
+    return 0;
 }
 
 /* Whether a piece lies in its source and in the block. */
-static int fits(const int64_t *piece, const Py_buffer *sources, Py_ssize_t num_sources, Py_ssize_t size, int64_t row,
+static int fits(const int64_t *piece, const Source *sources, Py_ssize_t num_sources, Py_ssize_t size, int64_t row,
                 int64_t stride)
 {
     int64_t count = piece[COUNT], at = piece[AT], base = piece[BASE];
     if (piece[SOURCE] < ONES || piece[SOURCE] >= num_sources || count < 0 || at < 0 || base < 0 || base > size)
         return 0;
     if (piece[SOURCE] >= 0) {
-        int64_t length = sources[piece[SOURCE]].len;
+        int64_t length = sources[piece[SOURCE]].length;
         if (piece[FROM] < 0 || piece[FROM] > length || count > length - piece[FROM])
             return 0;
     }
@@ -67,6 +110,28 @@ static int fits(const int64_t *piece, const Py_buffer *sources, Py_ssize_t num_s
     return base + last / row * stride + last % row < size;
 }
 
+/* Takes hold of a source: a buffer, or a tuple of a file's descriptor, an offset and a length. */
+static int hold(Source *source, PyObject *object)
+{
+    if (PyTuple_Check(object)) {
+        long long offset, length;
+        if (!PyArg_ParseTuple(object, "iLL", &source->descriptor, &offset, &length))
+            return 0;
+        if (source->descriptor < 0 || offset < 0 || length < 0) {
+            PyErr_SetString(PyExc_ValueError, "a file has a descriptor, an offset and a length");
+            return 0;
+        }
+        source->offset = offset;
+        source->length = length;
+        return 1;
+    }
+    if (PyObject_GetBuffer(object, &source->buffer, PyBUF_C_CONTIGUOUS) != 0)
+        return 0;
+    source->descriptor = -1;
+    source->length = source->buffer.len;
+    return 1;
+}
+
 static PyObject *copy(PyObject *self, PyObject *args)
 {
     PyObject *list, *result = NULL;
@@ -76,13 +141,13 @@ static PyObject *copy(PyObject *self, PyObject *args)
         return NULL;
     Py_ssize_t held = 0, num_sources = PyList_GET_SIZE(list);
     Py_ssize_t pieces = table.len / (Py_ssize_t)(COLUMNS * sizeof(int64_t));
-    Py_buffer *sources = PyMem_Calloc((size_t)num_sources + 1, sizeof(Py_buffer));
+    Source *sources = PyMem_Calloc((size_t)num_sources + 1, sizeof(Source));
     if (sources == NULL) {
         PyErr_NoMemory();
         goto done;
     }
     for (; held < num_sources; held++)
-        if (PyObject_GetBuffer(PyList_GET_ITEM(list, held), &sources[held], PyBUF_C_CONTIGUOUS) != 0)
+        if (!hold(&sources[held], PyList_GET_ITEM(list, held)))
             goto done;
     if (row < 1 || stride < row || table.len % (Py_ssize_t)(COLUMNS * sizeof(int64_t)) != 0) {
         PyErr_Format(PyExc_ValueError, "rows have at least one byte and lie apart, got row %lld, stride %lld", row, stride);
@@ -94,14 +159,23 @@ static PyObject *copy(PyObject *self, PyObject *args)
             PyErr_Format(PyExc_ValueError, "piece %zd does not lie in its source and in the block", i);
             goto done;
         }
+    int failed = 0;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < pieces; i++)
-        copy_piece(block.buf, piece + i * COLUMNS, sources, row, stride);
+    for (Py_ssize_t i = 0; i < pieces && !failed; i++)
+        failed = copy_piece(block.buf, piece + i * COLUMNS, sources, row, stride);
     Py_END_ALLOW_THREADS
-    result = Py_NewRef(Py_None);
+    if (failed == ENDS_EARLY) {
+        PyErr_SetString(PyExc_EOFError, "a file ends early");
+    } else if (failed) {
+        errno = failed;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else {
+        result = Py_NewRef(Py_None);
+    }
 done:
     while (held-- > 0)
-        PyBuffer_Release(&sources[held]);
+        if (sources[held].descriptor < 0)
+            PyBuffer_Release(&sources[held].buffer);
     PyMem_Free(sources);
     PyBuffer_Release(&table);
     PyBuffer_Release(&block);
@@ -111,7 +185,8 @@ done:
 static PyMethodDef methods[] = {
     {"copy", copy, METH_VARARGS,
      "copy(block, sources, table, row, stride)\n--\n\n"
-     "Copy pieces into a block: int64 rows of source (-1: zeros, -2: ones), from, base, at and count, in bytes."},
+     "Copy pieces into a block: int64 rows of source (-1: zeros, -2: ones), from, base, at and count, in bytes. A\n"
+     "source is a buffer, or a file's descriptor, offset and length."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamseq.core.errors import CorruptionError
 from streamseq.core.plan import Plan, Runs
 from streamseq.data.buffers import Buffers
 from streamseq.data.limits import Limits
@@ -224,7 +225,10 @@ class BlockReader:
             if len(parts.chunks) > most:
                 table = table[(table[:, 0] >= first) & (table[:, 0] < last)]
                 table[:, 0] -= first
-            copy_pieces(block, column.rows, sources, table)
+            try:
+                copy_pieces(block, column.rows, sources, table)
+            except EOFError:
+                raise CorruptionError(f"a chunk of field {parts.field!r} ends early: restore the shard") from None
             # The next chunks are decoded into the memory of these.
             del sources
         return torch.from_numpy(block)

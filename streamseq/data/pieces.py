@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamseq.storage.interface import InFile
+
 try:
     _copy: Any = import_module("streamseq.data._copy")
 except ImportError:  # installed without a compiler
@@ -71,29 +73,38 @@ class Rows:
         return table
 
 
-def copy_pieces(block: Array, rows: Rows, sources: Sequence[Array], table: Int64) -> None:
-    """Copy or set pieces.
+def copy_pieces(block: Array, rows: Rows, sources: Sequence[Array | InFile], table: Int64) -> None:
+    """Copy, read or set pieces.
 
     Args:
         block: [W, B, K, *D] or [W, K, B, *D], contiguous.
         rows: How lanes lie in it.
-        sources: Arrays [m, *D] of the block's dtype.
+        sources: Arrays [m, *D] of the block's dtype, or files that hold such arrays.
         table: int64 [P, 5], from `Rows.table`.
+
+    Raises:
+        EOFError: A file ends early.
+        OSError: It cannot be read.
     """
-    if _copy is not None and all(each.flags.c_contiguous for each in sources):
-        _copy.copy(block, list(sources), table, rows.row, rows.stride)
-    else:
+    if _copy is None or not all(isinstance(each, InFile) or each.flags.c_contiguous for each in sources):
         copy_pieces_slowly(block, rows, sources, table)
+        return
+    plain = [(each.descriptor, each.offset, each.num_bytes) if isinstance(each, InFile) else each for each in sources]
+    _copy.copy(block, plain, table, rows.row, rows.stride)
 
 
-def copy_pieces_slowly(block: Array, rows: Rows, sources: Sequence[Array], table: Int64) -> None:
+def copy_pieces_slowly(block: Array, rows: Rows, sources: Sequence[Array | InFile], table: Int64) -> None:
     """`copy_pieces`, for any strides of the sources and without C."""
     lane_first = block if rows.batch_first else block.swapaxes(1, 2)
     length, shape = lane_first.shape[2], lane_first.shape[3:]
     step = rows.step_bytes
     for source, low, base, at, count in table.tolist():
         place = lane_first[:, base // rows.row]
-        values = None if source < 0 else sources[source][low // step : (low + count) // step]
+        values = None
+        if source >= 0:
+            held = sources[source]
+            first, last = low // step, (low + count) // step
+            values = held.read(block.dtype, shape, first, last) if isinstance(held, InFile) else held[first:last]
         fill = int(source == ONES)
         window, begin = divmod(at // step, length)
         left, done = count // step, 0

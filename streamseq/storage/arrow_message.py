@@ -16,8 +16,8 @@ _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _BATCH_LENGTH, _BATCH_BUFFERS = 1, 2, 0, 
 _RECORD_BATCH = 3
 
 
-def record_batch_values(message: memoryview) -> tuple[int, memoryview]:
-    """The number of rows of a record batch of one column, and the bytes of its last buffer, which holds the values.
+def record_batch_values(message: memoryview) -> tuple[int, int, memoryview]:
+    """Rows of a record batch of one column, and where its last buffer, which holds the values, begins, and its bytes.
 
     Raises:
         ValueError, struct.error: It is not such a message.
@@ -45,7 +45,7 @@ def record_batch_values(message: memoryview) -> tuple[int, memoryview]:
     if offset < 0 or size < 0 or offset + size > len(body):
         raise ValueError("it has values outside its body")
     rows = 0 if length is None else struct.unpack_from("<q", metadata, length)[0]
-    return rows, body[offset : offset + size]
+    return rows, _PREFIX_BYTES + metadata_bytes + offset, body[offset : offset + size]
 
 
 def _follow(metadata: memoryview, place: int) -> int:

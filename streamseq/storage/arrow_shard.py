@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +25,8 @@ from streamseq.core.fields import Field
 from streamseq.storage.arrow_message import record_batch_values
 from streamseq.storage.checksum import as_bytes, crc32c, to_hex
 from streamseq.storage.commit import sync_file, write_durably
-from streamseq.storage.mapped import MappedFile
+from streamseq.storage.interface import InFile, Int64
+from streamseq.storage.scratch import scratch
 from streamseq.storage.version import StoredField
 
 _MANIFEST = "shard.json"
@@ -132,7 +135,7 @@ def _read_manifest(shard: Path, name: str, crc: int | None, where: str) -> list[
 
 
 class ArrowChunks:
-    """Reads the chunks of one field of one shard from a memory map; uncompressed ones are views of it."""
+    """Reads the chunks of one field of one shard by position in the file."""
 
     def __init__(
         self,
@@ -145,21 +148,26 @@ class ArrowChunks:
         num_bytes: int,
         manifest_crc: int | None,
         where: str,
-        checked: bytearray,
+        checked: Int64,
     ) -> None:
         self._field = field
         self._codec = codec
+        # Truth values are stored as bits.
+        self._as_it_is = codec == "none" and field.dtype.kind != "b"
         self._num_timesteps = num_timesteps
         self._chunk_timesteps = chunk_timesteps
         self._where = where
         self._schema = arrow_schema(name, field)
         try:
             self._batches = _read_manifest(shard, name, manifest_crc, where)
-            self._file = MappedFile(shard / f"{name}.arrow", num_bytes)
+            descriptor = os.open(shard / f"{name}.arrow", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError:
             raise CorruptionError(f"{where} lacks a file in {shard}: restore the shard") from None
-        except ValueError as error:
-            raise CorruptionError(f"{where} {error}: restore the shard") from None
+        weakref.finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
+        size = os.fstat(descriptor).st_size
+        if size != num_bytes:
+            raise CorruptionError(f"{where} has {size} bytes and was written with {num_bytes}: restore the shard")
         self._decompressor = pa.Codec("lz4" if codec == "none" else codec)
         num_chunks = -(-num_timesteps // chunk_timesteps)
         if len(self._batches) != num_chunks:
@@ -168,46 +176,50 @@ class ArrowChunks:
             raise CorruptionError(f"{where} has a {_MANIFEST} that points out of its file: restore the shard")
         self._checked = checked
 
+    def takes_long(self, chunk: int) -> bool:
+        """Whether `decode` does more than to say where the chunk is."""
+        return not self._as_it_is or bool(self._checked[chunk] < 0)
+
     def will_need(self, chunk: int) -> None:
         """Let the operating system begin to read a chunk."""
         offset, size, _ = self._batches[chunk]
-        self._file.will_need(offset, size)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
-    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
+    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
         """Return chunk `[m, *D]`, with zstd in the array `spare`, whose old values are lost, where it fits.
 
         Raises:
             CorruptionError: The bytes of the chunk are not what was written.
         """
         offset, size, crc = self._batches[chunk]
-        # Pages that are missed one by one would be read while other threads wait.
-        self._file.read(offset, size)
-        raw = self._file.data[offset : offset + size]
-        if not self._checked[chunk]:
-            if crc32c(np.frombuffer(raw, np.uint8)) != crc:
-                raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
-            self._checked[chunk] = True
         steps = min(self._chunk_timesteps, self._num_timesteps - chunk * self._chunk_timesteps)
+        begins = int(self._checked[chunk])
+        if self._as_it_is and begins >= 0:
+            num_bytes = steps * self._field.step_bytes
+            return InFile(file=self, descriptor=self._descriptor, offset=begins, num_bytes=num_bytes)
+        raw = scratch(size)
+        if os.preadv(self._descriptor, [raw], offset) != size:
+            raise CorruptionError(f"{self._where}, chunk {chunk} ends early: restore the shard")
+        if begins < 0 and crc32c(np.frombuffer(raw, np.uint8)) != crc:
+            raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
         try:
-            values = self._decode(raw, steps, spare)
+            rows, begin, data = record_batch_values(raw)
+            if rows != steps:
+                raise ValueError(f"it has {rows} timesteps and was written with {steps}")
+            if self._as_it_is and len(data) < steps * self._field.step_bytes:
+                raise ValueError(f"it has {len(data)} bytes, too few")
+            self._checked[chunk] = offset + begin
+            return self.decode(chunk, None) if self._as_it_is else self._decode(data, steps, spare)
         except (pa.ArrowException, ValueError, RuntimeError, OSError, struct.error) as error:
             raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
-        if self._codec != "none":
-            self.release(chunk)
-        return values
 
-    def release(self, chunk: int) -> None:
-        """Let go of the memory that the map of a chunk takes; views of it stay valid, and bring it back when read."""
-        offset, size, _ = self._batches[chunk]
-        self._file.release(offset, size)
-
-    def _decode(self, raw: memoryview, steps: int, spare: NDArray[Any] | None) -> NDArray[Any]:
+    def _decode(self, data: memoryview, steps: int, spare: NDArray[Any] | None) -> NDArray[Any]:
+        """The values of a buffer of a record batch, in memory of their own."""
         count = steps * math.prod(self._field.shape)
         is_bool = self._field.dtype.kind == "b"
         num_bytes = -(-count // 8) if is_bool else count * self._field.dtype.itemsize
-        rows, data = record_batch_values(raw)
-        if rows != steps:
-            raise ValueError(f"it has {rows} timesteps and was written with {steps}")
+        declared = -1
         if self._codec != "none":
             # A compressed buffer begins with its decoded size; -1: what follows is stored as it is.
             declared = int.from_bytes(data[:8], "little", signed=True)
@@ -229,4 +241,7 @@ class ArrowChunks:
             flat = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
         else:
             flat = np.frombuffer(data, self._field.dtype, count)
+            if declared == -1:
+                # What was not compressed lies in memory that is used again.
+                flat = flat.copy()
         return flat.reshape(steps, *self._field.shape)

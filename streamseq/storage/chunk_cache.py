@@ -8,6 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from streamseq.storage.interface import InFile
+
 
 class ChunkCache:
     """Keeps decoded chunks by number.
@@ -25,14 +27,14 @@ class ChunkCache:
     def __init__(self, limit: int, uses: int = 1) -> None:
         self._limit = limit
         self._uses = uses
-        self._unread: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self._read: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._unread: OrderedDict[int, NDArray[Any] | InFile] = OrderedDict()
+        self._read: OrderedDict[int, NDArray[Any] | InFile] = OrderedDict()
         self._left: dict[int, int] = {}
 
     def __contains__(self, key: int) -> bool:
         return key in self._unread or key in self._read
 
-    def get(self, key: int, count: int) -> NDArray[Any] | None:
+    def get(self, key: int, count: int) -> NDArray[Any] | InFile | None:
         """Return a chunk that is kept, and note that `count` timesteps of it are read."""
         chunk = self._unread.get(key)
         if chunk is None:
@@ -46,27 +48,24 @@ class ChunkCache:
             self._read[key] = self._unread.pop(key)
         return chunk
 
-    def make_room(self) -> tuple[int | None, NDArray[Any] | None]:
-        """Drop a chunk where there are `limit` of them.
-
-        Returns:
-            Its number, and its array where nobody else holds it, to decode into.
-        """
+    def make_room(self) -> NDArray[Any] | None:
+        """Drop a chunk where there are `limit` of them: its array, where nobody else holds it, to decode into."""
         if len(self._unread) + len(self._read) < self._limit:
-            return None, None
+            return None
         key, chunk = (self._read or self._unread).popitem(last=False)
         self._left.pop(key, None)
         # A slice that was handed out holds its chunk: only one that `chunk` and the argument alone refer to is free.
-        if chunk.flags.owndata and sys.getrefcount(chunk) == 2:
-            chunk.flags.writeable = True
-            return key, chunk
-        return key, None
+        if isinstance(chunk, InFile) or not chunk.flags.owndata or sys.getrefcount(chunk) > 2:
+            return None
+        chunk.flags.writeable = True
+        return chunk
 
-    def put(self, key: int, chunk: NDArray[Any]) -> None:
-        """Keep a chunk, read-only from now on."""
-        chunk.flags.writeable = False
+    def put(self, key: int, chunk: NDArray[Any] | InFile, steps: int) -> None:
+        """Keep a chunk of `steps` timesteps, read-only from now on."""
+        if not isinstance(chunk, InFile):
+            chunk.flags.writeable = False
         self._unread[key] = chunk
-        self._left[key] = len(chunk) * self._uses
+        self._left[key] = steps * self._uses
 
     def clear(self) -> None:
         """Drop all chunks."""

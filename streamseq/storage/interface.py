@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
 
 Int64 = NDArray[np.int64]
@@ -63,6 +66,39 @@ def parts_of_chunks(field: str, chunk: Int64, low: Int64, count: Int64, span: In
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFile:
+    """A chunk that is stored as it is, in an open file, to be read straight to where it is needed.
+
+    Args:
+        file: What keeps the file open.
+        descriptor: Its descriptor.
+        offset: The position of the first byte.
+        num_bytes: The size of the chunk.
+    """
+
+    file: object
+    descriptor: int
+    offset: int
+    num_bytes: int
+
+    def read(self, dtype: np.dtype, shape: tuple[int, ...], start: int, stop: int) -> NDArray[Any]:
+        """Timesteps `[start, stop)` of it, of the given dtype and step shape.
+
+        Raises:
+            EOFError: The file ends early.
+        """
+        values = np.empty((stop - start, *shape), dtype)
+        step_bytes = dtype.itemsize * math.prod(shape)
+        rest, position = values.reshape(-1).view(np.uint8).data, self.offset + start * step_bytes
+        while rest:
+            count = os.preadv(self.descriptor, [rest], position)
+            if not count:
+                raise EOFError("a file ends early")
+            rest, position = rest[count:], position + count
+        return values
+
+
 @dataclass(slots=True, kw_only=True)
 class ReaderCounts:
     """What a reader did.
@@ -94,6 +130,11 @@ class Reader(ABC):
 
     @property
     @abstractmethod
+    def fields(self) -> Mapping[str, Field]:
+        """The fields that are read."""
+
+    @property
+    @abstractmethod
     def lengths(self) -> Int64:
         """int64 [N], timesteps of each sequence."""
 
@@ -116,11 +157,10 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
-        """Return chunks whole, read-only arrays `[m, *D]`.
+    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
+        """Return chunks whole, read-only arrays `[m, *D]`, or where they are stored as they are.
 
-        They are decoded chunks, views of mapped files, or the user's own arrays, and stay valid however long they are
-        held.
+        The arrays are decoded chunks or the user's own, and stay valid however long they are held.
 
         Args:
             field: The field.
@@ -132,10 +172,22 @@ class Reader(ABC):
         """
 
     def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
-        """Yield the parts, views `[count, *D]` of their chunks."""
+        """Yield the parts, arrays `[count, *D]`; where chunks are decoded, views of them.
+
+        Raises:
+            CorruptionError: Stored bytes are not what was written.
+        """
+        field = self.fields[parts.field]
         columns = (parts.source.tolist(), parts.low.tolist(), parts.count.tolist())
         for source, low, count in zip(*columns, strict=True):
-            yield self.load(parts.field, [parts.chunks[source]], [count])[0][low : low + count]
+            (chunk,) = self.load(parts.field, [parts.chunks[source]], [count])
+            if isinstance(chunk, InFile):
+                try:
+                    yield chunk.read(field.dtype, field.shape, low, low + count)
+                except EOFError:
+                    raise CorruptionError(f"a chunk of field {parts.field!r} ends early: restore the shard") from None
+            else:
+                yield chunk[low : low + count]
 
     def prefetch(self, parts: Parts) -> bool:
         """Begin to decode what `load` is going to be asked for; False where there is no room for all of it yet."""

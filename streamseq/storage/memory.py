@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.fields import Field, check_fields
 from streamseq.storage.checksum import as_bytes, crc32c, to_hex
-from streamseq.storage.interface import Int64, Parts, Reader, Store, check_limits, parts_of_chunks
+from streamseq.storage.interface import InFile, Int64, Parts, Reader, Store, check_limits, parts_of_chunks
 from streamseq.storage.layout import CHUNK_BYTES, timesteps_of_bytes
 from streamseq.storage.shard_writer import attrs_json, check_arrays, check_id
 
@@ -138,7 +138,7 @@ class MemoryStore(Store):
     def reader(self, fields: Sequence[str], cache_chunks: int, ahead: int = 0) -> Reader:
         """See `Store.reader`."""
         check_limits(cache_chunks, ahead)
-        return MemoryReader(self._names(fields), self._arrays, self._lengths)
+        return MemoryReader({name: self._fields[name] for name in self._names(fields)}, self._arrays, self._lengths)
 
     @cached_property
     def _index_of_id(self) -> dict[str, int]:
@@ -159,10 +159,15 @@ class MemoryStore(Store):
 class MemoryReader(Reader):
     """Hands out views of the arrays; it decodes nothing."""
 
-    def __init__(self, fields: list[str], arrays: list[dict[str, NDArray[Any]]], lengths: NDArray[np.int64]) -> None:
-        self._fields = frozenset(fields)
+    def __init__(self, fields: dict[str, Field], arrays: list[dict[str, NDArray[Any]]], lengths: Int64) -> None:
+        self._fields = fields
         self._arrays = arrays
         self._lengths = lengths
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """See `Reader.fields`."""
+        return self._fields
 
     @property
     def lengths(self) -> Int64:
@@ -178,13 +183,13 @@ class MemoryReader(Reader):
         number = np.arange(len(sequence))
         return parts_of_chunks(field, sequence, start, stop - start, number, np.zeros_like(number))
 
-    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
+    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
         """See `Reader.load`."""
         return [self._arrays[sequence][field] for sequence in chunks]
 
     def close(self) -> None:
         """See `Reader.close`."""
-        self._fields = frozenset()
+        self._fields = {}
 
 
 def _read_only(values: NDArray[Any]) -> NDArray[Any]:

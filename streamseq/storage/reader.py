@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from streamseq.core.fields import Field
 from streamseq.storage.arrow_shard import ArrowChunks
 from streamseq.storage.chunk_cache import ChunkCache
-from streamseq.storage.interface import Int64, Parts, Reader, ReaderCounts, parts_of_chunks
+from streamseq.storage.interface import InFile, Int64, Parts, Reader, ReaderCounts, parts_of_chunks
 from streamseq.storage.location import StoreFolder
 from streamseq.storage.rows import RowIndex
 from streamseq.storage.version import Version
@@ -24,21 +25,25 @@ from streamseq.storage.zarr_shard import open_zarr_chunks
 _OPEN_FILES = 128
 
 
-Checked = dict[tuple[int, str], bytearray]
-"""By number of the shard and name of the field, for each chunk whether it was compared with its checksum."""
+Checked = dict[tuple[int, str], Int64]
+"""By number of the shard and name of the field, for each chunk where its values begin in its file, once it was compared
+with its checksum; -1 before."""
 
 
 class Chunks(Protocol):
     """The chunks of one field of one shard. Its file is closed when nobody holds it any more."""
 
+    def takes_long(self, chunk: int) -> bool:
+        """Whether `decode` reads, checks or decodes; waking another thread costs more than what else it does."""
+
     def will_need(self, chunk: int) -> None:
         """Let the operating system begin to read a chunk."""
 
-    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
-        """Return a chunk `[m, *D]`, in the memory of `spare` where that helps. Several threads may do so."""
+    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
+        """Return a chunk `[m, *D]`, in the memory of `spare` where that helps, or where it is stored as it is.
 
-    def release(self, chunk: int) -> None:
-        """Let go of memory that is held for a chunk which is not kept any more."""
+        Several threads may do so.
+        """
 
 
 class DiskReader(Reader):
@@ -65,6 +70,7 @@ class DiskReader(Reader):
         checked: Checked,
     ) -> None:
         self._rows = rows
+        self._fields = version.layout.fields
         self._decoder = ThreadPoolExecutor(1, "streamseq-decoder") if ahead else None
         open_files = max(4, _OPEN_FILES // max(1, len(fields)))
         decoder = self._decoder
@@ -72,6 +78,11 @@ class DiskReader(Reader):
             name: _Column(folder, version, name, ChunkCache(cache_chunks, uses), open_files, decoder, ahead, checked)
             for name, uses in Counter(fields).items()
         }
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """See `Reader.fields`."""
+        return {name: self._fields[name] for name in self._columns}
 
     @property
     def lengths(self) -> Int64:
@@ -98,7 +109,7 @@ class DiskReader(Reader):
         parts = column.locate(pieces.row, pieces.count)
         return replace(parts, span=pieces.span[parts.span], offset=pieces.offset[parts.span] + parts.offset)
 
-    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
+    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
         """See `Reader.load`."""
         return self._column(field).load(chunks, uses)
 
@@ -140,14 +151,15 @@ class _Column:
         self._version = version
         self._name = name
         self._steps = version.layout.chunk_timesteps[name]
-        lengths = np.array([shard.num_timesteps for shard in version.shards], np.int64)
+        self._field = version.layout.fields[name]
+        self._lengths = lengths = np.array([shard.num_timesteps for shard in version.shards], np.int64)
         #: Of each shard: its first row, and the number of its first chunk.
         self._first_row = np.concatenate([[0], np.cumsum(lengths)])
         self._first_chunk = np.concatenate([[0], np.cumsum(-(-lengths // self._steps))])
         self._cache = cache
         self._decoder = decoder
         self._ahead = ahead
-        self._coming: dict[int, Future[tuple[NDArray[Any], float]]] = {}
+        self._coming: dict[int, Future[tuple[NDArray[Any] | InFile, float]]] = {}
         self._spares: list[NDArray[Any]] = []
         self._files: OrderedDict[int, Chunks] = OrderedDict()
         self._open_files = open_files
@@ -178,7 +190,7 @@ class _Column:
         chunk, offset = np.divmod(rows - self._first_row[shard], self._steps)
         return self._first_chunk[shard] + chunk, offset
 
-    def load(self, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any]]:
+    def load(self, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
         """The chunks, from which `uses` timesteps are going to be read."""
         self.counts.loaded += len(chunks)
         loaded = []
@@ -200,12 +212,14 @@ class _Column:
             if len(coming) >= self._ahead:
                 return False
             file, chunk = self._place(key)
+            if not file.takes_long(chunk):
+                continue
             file.will_need(chunk)
             spare = self._spares.pop() if self._spares else None
             coming[key] = self._decoder.submit(_decode, file, chunk, spare)
         return True
 
-    def _load(self, key: int, count: int) -> NDArray[Any]:
+    def _load(self, key: int, count: int) -> NDArray[Any] | InFile:
         """Decode a chunk of which `count` timesteps are going to be read, or wait for it."""
         self._make_room()
         begin = time.perf_counter()
@@ -219,17 +233,15 @@ class _Column:
         counts.waited += time.perf_counter() - begin
         counts.decoding += seconds
         counts.decoded += 1
-        counts.decoded_bytes += values.nbytes
-        self._cache.put(key, values)
+        shard = int(np.searchsorted(self._first_chunk, key, "right")) - 1
+        steps = min(self._steps, int(self._lengths[shard]) - (key - int(self._first_chunk[shard])) * self._steps)
+        counts.decoded_bytes += steps * self._field.step_bytes
+        self._cache.put(key, values, steps)
         self._cache.get(key, count)
         return values
 
     def _make_room(self) -> None:
-        gone, spare = self._cache.make_room()
-        if gone is not None:
-            shard = int(np.searchsorted(self._first_chunk, gone, "right")) - 1
-            if shard in self._files:
-                self._files[shard].release(gone - int(self._first_chunk[shard]))
+        spare = self._cache.make_room()
         if spare is not None and len(self._spares) <= self._ahead:
             self._spares.append(spare)
 
@@ -250,7 +262,9 @@ class _Column:
         path = self._folder.shards / shard.id
         where = f"store {self._folder.root}, shard {shard.id}, field {name!r}"
         field, codec, stored = layout.fields[name], layout.codecs[name], shard.fields[name]
-        checked = self._checked.setdefault((number, name), bytearray(-(-shard.num_timesteps // self._steps)))
+        checked = self._checked.setdefault(
+            (number, name), np.full(-(-shard.num_timesteps // self._steps), -1, np.int64)
+        )
         if layout.backend == "zarr":
             return open_zarr_chunks(path, name, field, codec, shard.num_timesteps, self._steps, stored, where, checked)
         return ArrowChunks(
@@ -274,7 +288,7 @@ class _Column:
         self._cache.clear()
 
 
-def _decode(file: Chunks, chunk: int, spare: NDArray[Any] | None) -> tuple[NDArray[Any], float]:
+def _decode(file: Chunks, chunk: int, spare: NDArray[Any] | None) -> tuple[NDArray[Any] | InFile, float]:
     """A chunk, and the seconds that it took."""
     begin = time.perf_counter()
     return file.decode(chunk, spare), time.perf_counter() - begin

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import weakref
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,8 @@ from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
 from streamseq.storage.checksum import as_bytes, crc32c
 from streamseq.storage.commit import sync_file, write_durably
+from streamseq.storage.interface import InFile, Int64
+from streamseq.storage.scratch import scratch
 from streamseq.storage.version import StoredField
 
 GROUP_DOCUMENT = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
@@ -149,7 +150,7 @@ class ZarrChunks:
         chunk_timesteps: int,
         num_bytes: int,
         where: str,
-        checked: bytearray,
+        checked: Int64,
     ) -> None:
         self._checked = checked
         self._field = field
@@ -183,53 +184,37 @@ class ZarrChunks:
         entries: list[list[int]] = index.tolist()
         return entries
 
-    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
+    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
         """Return chunk `[m, *D]`, decoded into the array `spare`, whose old values are lost, where it fits.
 
         Raises:
             CorruptionError: The bytes of the chunk are not what was written.
         """
         offset, size = self._index[chunk]
-        if self._codec == "none":
-            return self._read_raw(chunk, offset, size, spare)
-        raw = _scratch(size)
+        if self._codec == "none" and self._checked[chunk] >= 0:
+            return InFile(file=self, descriptor=self._descriptor, offset=offset, num_bytes=size - _CRC_BYTES)
+        raw = scratch(size)
         if os.preadv(self._descriptor, [raw], offset) != size:
             raise CorruptionError(f"{self._where}, chunk {chunk} ends early: restore the shard")
         data = raw[:-_CRC_BYTES]
-        self._check(chunk, np.frombuffer(data, np.uint8), raw[-_CRC_BYTES:])
+        if self._checked[chunk] < 0:
+            if crc32c(np.frombuffer(data, np.uint8)) != int.from_bytes(raw[-_CRC_BYTES:], "little"):
+                raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
+            self._checked[chunk] = offset
         declared = _decoded_bytes(data, self._codec)
         if declared != self._chunk_bytes:
             raise CorruptionError(
                 f"{self._where}, chunk {chunk} decodes to {declared} bytes and was written with "
                 f"{self._chunk_bytes}: restore the shard"
             )
+        if self._codec == "none":
+            return self.decode(chunk, None)
         decoded = self._place(spare)
         try:
             (zstd if self._codec == "zstd" else blosc).decompress(data, as_bytes(decoded))
         except (RuntimeError, ValueError) as error:
             raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
         return self._cut(decoded, chunk)
-
-    def _read_raw(self, chunk: int, offset: int, size: int, spare: NDArray[Any] | None) -> NDArray[Any]:
-        if size - _CRC_BYTES != self._chunk_bytes:
-            raise CorruptionError(
-                f"{self._where}, chunk {chunk} has {size - _CRC_BYTES} bytes and was written with "
-                f"{self._chunk_bytes}: restore the shard"
-            )
-        values, crc = self._place(spare), bytearray(_CRC_BYTES)
-        read = os.preadv(self._descriptor, [as_bytes(values).data, crc], offset)
-        if read != size:
-            raise CorruptionError(f"{self._where}, chunk {chunk} ends early: restore the shard")
-        self._check(chunk, as_bytes(values), crc)
-        return self._cut(values, chunk)
-
-    def _check(self, chunk: int, data: NDArray[np.uint8], crc: bytes | bytearray | memoryview) -> None:
-        """Compare the checksum of a chunk that is touched for the first time."""
-        if self._checked[chunk]:
-            return
-        if crc32c(data) != int.from_bytes(crc, "little"):
-            raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
-        self._checked[chunk] = True
 
     def _place(self, spare: NDArray[Any] | None) -> NDArray[Any]:
         shape = (self._chunk_timesteps, *self._field.shape)
@@ -239,14 +224,15 @@ class ZarrChunks:
         steps = self._num_timesteps - chunk * self._chunk_timesteps
         return decoded if steps >= self._chunk_timesteps else decoded[:steps]
 
+    def takes_long(self, chunk: int) -> bool:
+        """Whether `decode` does more than to say where the chunk is."""
+        return self._codec != "none" or bool(self._checked[chunk] < 0)
+
     def will_need(self, chunk: int) -> None:
         """Let the operating system begin to read a chunk."""
         if hasattr(os, "posix_fadvise"):
             offset, size = self._index[chunk]
             os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
-
-    def release(self, chunk: int) -> None:
-        """Nothing is held for a chunk beside its decoded values."""
 
 
 class ZarrPythonChunks:
@@ -291,11 +277,12 @@ class ZarrPythonChunks:
         except Exception as error:  # the errors of any codec
             raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
 
+    def takes_long(self, chunk: int) -> bool:
+        """Always."""
+        return True
+
     def will_need(self, chunk: int) -> None:
         """zarr-python reads when it is asked to."""
-
-    def release(self, chunk: int) -> None:
-        """Nothing is held for a chunk beside its decoded values."""
 
 
 def open_zarr_chunks(
@@ -307,12 +294,12 @@ def open_zarr_chunks(
     chunk_timesteps: int,
     stored: StoredField,
     where: str,
-    checked: bytearray,
+    checked: Int64,
 ) -> ZarrChunks | ZarrPythonChunks:
     """Open one field of one shard, of `chunk_timesteps` timesteps a chunk (fewer where the shard has fewer).
 
     Args:
-        checked: For each chunk whether its checksum was compared; it is noted there.
+        checked: For each chunk where it begins once its checksum was compared, -1 before; it is noted there.
 
     Raises:
         CorruptionError: The metadata or the index is not what was written.
@@ -329,19 +316,10 @@ def open_zarr_chunks(
     return ZarrPythonChunks(shard, name, field, num_timesteps, steps, stored.crc32c, where)
 
 
-_scratches = threading.local()
-
-
-def _scratch(size: int) -> memoryview:
-    """Memory of this thread's own for what is read before it is decoded: fresh memory costs more than the reading."""
-    held: bytearray | None = getattr(_scratches, "held", None)
-    if held is None or len(held) < size:
-        held = _scratches.held = bytearray(size)
-    return memoryview(held)[:size]
-
-
 def _decoded_bytes(data: memoryview, codec: str) -> int | None:
     """The size that a chunk says it decodes to; None where its header is none of ours."""
+    if codec == "none":
+        return len(data)
     if codec == "zstd":
         return _zstd_content_bytes(data)
     # blosc trusts the size in its header and would read past the end of a shorter chunk.
