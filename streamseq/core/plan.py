@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -110,7 +110,6 @@ class Runs:
         low, high: int64 [R], the span that was chosen of the sequence: no datum outside it may be shown.
         reset: bool [R], whether the state before the run is the initial one.
         final: bool [R], whether the lane's state ends with the run.
-        room: Whole windows that every lane goes on with in the same sequence; 0 where lanes have several runs.
     """
 
     windows: int
@@ -126,18 +125,9 @@ class Runs:
     high: Int64
     reset: Bool
     final: Bool
-    room: int = 0
 
     def __len__(self) -> int:
         return len(self.lane)
-
-    def next(self) -> Runs | None:
-        """What the lanes hold in the next W windows, where that is seen from here: every lane goes on."""
-        if self.room < self.windows or self.window is None:
-            return None
-        no = np.zeros(self.lanes, np.bool_)
-        stop = self.stop + self.windows * self.window
-        return replace(self, start=self.stop, stop=stop, reset=no, final=no, room=self.room - self.windows)
 
     def cells(self) -> Cells:
         """The same, window by window."""
@@ -341,10 +331,6 @@ class Plan:
         columns = [lane, run_first - first, run_last - first, self.selection.sequences_of(rows)]
         columns += [run_start, run_stop, low, high, run_first == begins, run_stop == finish]
         idle = np.flatnonzero(held < stop)
-        room = 0
-        if window is not None and len(lane) == len(lanes) and not len(idle):
-            # The last window of a piece may be a part of one, and is the final one.
-            room = max(0, int((np.where(is_last, held, next_begins) - run_last).min()) - 1)
         if len(idle):
             zeros = np.zeros(len(idle), np.int64)
             filler = [idle, np.maximum(held[idle] - first, 0), zeros + (stop - first), zeros - 1]
@@ -355,7 +341,6 @@ class Plan:
             windows=stop - first,
             lanes=len(lanes),
             window=None if window is None else int(window),
-            room=room,
             **dict(zip(names, columns, strict=True)),
         )
 

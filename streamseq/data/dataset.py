@@ -14,10 +14,11 @@ from streamseq.core.selection import Selection, select_all, select_spans
 from streamseq.core.shuffle import RUN
 from streamseq.core.splits import Naive, Split
 from streamseq.core.tokens import Position
-from streamseq.data.blocks import BlockReader, Emitted, View
+from streamseq.data.blocks import BlockReader
 from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
 from streamseq.data.limits import Limits, usual_limits
+from streamseq.data.requests import Emitted, View
 from streamseq.data.window import Window
 from streamseq.storage.interface import Store
 
@@ -175,7 +176,7 @@ class StreamDataset(IterableDataset[Window]):
 
     def _limits(self) -> Limits:
         view = self._view
-        lanes = view.lane_stop - view.lane_start
+        lanes = view.lanes
         step_bytes = sum(self.store.fields[emitted.field].step_bytes for emitted in view.emitted.values())
         return usual_limits(lanes, None if self.window is None else lanes * self.window * step_bytes)
 

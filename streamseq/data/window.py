@@ -6,43 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from streamseq.core.plan import Runs
 from streamseq.core.tokens import StateToken
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockTokens:
-    """What the tokens of the W windows of a block are made of, when somebody asks for one.
-
-    Args:
-        runs: What the lanes hold.
-        lane: int64 [B], lane numbers over all ranks.
-        epoch, step: Of the first window.
-        fingerprint: Of the plan.
-        version: Of the store.
-    """
-
-    runs: Runs
-    lane: NDArray[np.int64]
-    epoch: int
-    step: int
-    fingerprint: str
-    version: int
-
-    def tokens(self) -> list[StateToken]:
-        """A token for each window."""
-        cells, runs = self.runs.cells(), self.runs
-        columns = (cells.sequence, cells.start, cells.stop, cells.reset, cells.final)
-        lane, epoch, fingerprint, version, window = self.lane, self.epoch, self.fingerprint, self.version, runs.window
-        tokens = []
-        for step, row in enumerate(zip(*columns, strict=True), self.step):
-            tokens.append(StateToken(*row, lane, epoch, step, fingerprint, version, window))
-        return tokens
 
 
 @dataclass(slots=True)

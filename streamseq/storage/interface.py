@@ -28,9 +28,7 @@ class Parts:
 
     Args:
         field: The field.
-        chunks: [C], the numbers of the chunks, which mean something to the reader that gave them.
-        uses: [C], how many timesteps of each chunk are read.
-        source: int64 [P], the place in `chunks`.
+        chunk: int64 [P], the numbers of the chunks, which mean something to the reader that gave them.
         low: int64 [P], the first timestep in the chunk.
         count: int64 [P], timesteps.
         span: int64 [P], the number of the span.
@@ -38,32 +36,14 @@ class Parts:
     """
 
     field: str
-    chunks: list[int]
-    uses: list[int]
-    source: Int64
+    chunk: Int64
     low: Int64
     count: Int64
     span: Int64
     offset: Int64
 
     def __len__(self) -> int:
-        return len(self.source)
-
-
-def parts_of_chunks(field: str, chunk: Int64, low: Int64, count: Int64, span: Int64, offset: Int64) -> Parts:
-    """`Parts`, from the number of the chunk of each part: int64 [P]."""
-    chunks, source = np.unique(chunk, return_inverse=True)
-    uses = np.bincount(source, count, len(chunks))
-    return Parts(
-        field=field,
-        chunks=chunks.tolist(),
-        uses=uses.astype(np.int64).tolist(),
-        source=source,
-        low=low,
-        count=count,
-        span=span,
-        offset=offset,
-    )
+        return len(self.chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +158,9 @@ class Reader(ABC):
             CorruptionError: Stored bytes are not what was written.
         """
         field = self.fields[parts.field]
-        columns = (parts.source.tolist(), parts.low.tolist(), parts.count.tolist())
-        for source, low, count in zip(*columns, strict=True):
-            (chunk,) = self.load(parts.field, [parts.chunks[source]], [count])
+        columns = (parts.chunk.tolist(), parts.low.tolist(), parts.count.tolist())
+        for number, low, count in zip(*columns, strict=True):
+            (chunk,) = self.load(parts.field, [number], [count])
             if isinstance(chunk, InFile):
                 try:
                     yield chunk.read(field.dtype, field.shape, low, low + count)
@@ -189,8 +169,8 @@ class Reader(ABC):
             else:
                 yield chunk[low : low + count]
 
-    def prefetch(self, parts: Parts) -> bool:
-        """Begin to decode what `load` is going to be asked for; False where there is no room for all of it yet."""
+    def prefetch(self, field: str, chunks: Sequence[int]) -> bool:
+        """Begin to decode chunks that `load` is going to be asked for; False where there is no room for all of it yet."""
         return True
 
     def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.fields import Field, check_fields
 from streamseq.storage.checksum import as_bytes, crc32c, to_hex
-from streamseq.storage.interface import InFile, Int64, Parts, Reader, Store, check_limits, parts_of_chunks
+from streamseq.storage.interface import InFile, Int64, Parts, Reader, Store, check_limits
 from streamseq.storage.layout import CHUNK_BYTES, timesteps_of_bytes
 from streamseq.storage.shard_writer import attrs_json, check_arrays, check_id
 
@@ -181,7 +181,8 @@ class MemoryReader(Reader):
             raise ValueError(f"a reader reads {names}, got {field!r}")
         sequence, start, stop = spans
         number = np.arange(len(sequence))
-        return parts_of_chunks(field, sequence, start, stop - start, number, np.zeros_like(number))
+        offset = np.zeros_like(number)
+        return Parts(field=field, chunk=sequence, low=start, count=stop - start, span=number, offset=offset)
 
     def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
         """See `Reader.load`."""

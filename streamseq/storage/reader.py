@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from streamseq.core.fields import Field
 from streamseq.storage.arrow_shard import ArrowChunks
 from streamseq.storage.chunk_cache import ChunkCache
-from streamseq.storage.interface import InFile, Int64, Parts, Reader, ReaderCounts, parts_of_chunks
+from streamseq.storage.interface import InFile, Int64, Parts, Reader, ReaderCounts
 from streamseq.storage.location import StoreFolder
 from streamseq.storage.rows import RowIndex
 from streamseq.storage.version import Version
@@ -113,9 +113,9 @@ class DiskReader(Reader):
         """See `Reader.load`."""
         return self._column(field).load(chunks, uses)
 
-    def prefetch(self, parts: Parts) -> bool:
+    def prefetch(self, field: str, chunks: Sequence[int]) -> bool:
         """See `Reader.prefetch`."""
-        return self._column(parts.field).prefetch(parts.chunks)
+        return self._column(field).prefetch(chunks)
 
     def _column(self, field: str) -> _Column:
         column = self._columns.get(field)
@@ -171,7 +171,7 @@ class _Column:
         chunk, last, low = both[: len(rows)], both[len(rows) :], offset[: len(rows)]
         number = np.arange(len(rows))
         if np.array_equal(chunk, last):
-            return parts_of_chunks(self._name, chunk, low, counts, number, np.zeros_like(number))
+            return self._parts(chunk, low, counts, number, np.zeros_like(number))
         several = last - chunk + 1
         span = np.repeat(number, several)
         chunk = np.arange(len(span)) + np.repeat(chunk - (np.cumsum(several) - several), several)
@@ -180,7 +180,10 @@ class _Column:
         end = np.minimum(begin + self._steps, self._first_row[shard + 1])
         start = np.maximum(begin, rows[span])
         stop = np.minimum(end, (rows + counts)[span])
-        return parts_of_chunks(self._name, chunk, start - begin, stop - start, span, start - rows[span])
+        return self._parts(chunk, start - begin, stop - start, span, start - rows[span])
+
+    def _parts(self, chunk: Int64, low: Int64, count: Int64, span: Int64, offset: Int64) -> Parts:
+        return Parts(field=self._name, chunk=chunk, low=low, count=count, span=span, offset=offset)
 
     def _chunk_of(self, rows: Int64) -> tuple[Int64, Int64]:
         """The chunk of each row, and its position in the chunk."""

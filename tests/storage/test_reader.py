@@ -225,12 +225,12 @@ def test_chunks_are_decoded_ahead_as_far_as_there_is_room(store, make):
     wanted = make(FIELDS, 0, 500)["x"]
     with store.reader(["x"], 1, ahead=2) as reader:
         coming = [reader.locate("x", spans_of(0, chunk * steps, (chunk + 1) * steps)) for chunk in range(4)]
-        assert [reader.prefetch(parts) for parts in coming] == [True, True, False, False]
+        assert [reader.prefetch("x", parts.chunk.tolist()) for parts in coming] == [True, True, False, False]
         for chunk, parts in enumerate(coming):
             assert np.array_equal(next(reader.arrays(parts)), wanted[chunk * steps : (chunk + 1) * steps])
-            assert all(reader.prefetch(each) for each in coming[chunk + 1 : chunk + 3])
+            assert all(reader.prefetch("x", each.chunk.tolist()) for each in coming[chunk + 1 : chunk + 3])
         assert reader.counts.decoded == 4
-        assert reader.prefetch(coming[0])
+        assert reader.prefetch("x", coming[0].chunk.tolist())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("streamseq-decoder")]
 
 
@@ -249,7 +249,7 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for(store):
         file.write(bytes([byte[0] ^ 1]))
     with store.reader(["x"], 1, ahead=1000) as reader:
         parts = reader.locate("x", spans_of(0, 0, 500))
-        assert reader.prefetch(parts)
+        assert reader.prefetch("x", parts.chunk.tolist())
         with pytest.raises(ss.CorruptionError, match="checksum"):
             list(reader.arrays(parts))
     assert steps < 500

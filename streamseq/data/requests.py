@@ -1,0 +1,265 @@
+"""Requests: what the blocks of a stream are going to hold, found out for many of them at once.
+
+A stretch is several blocks. What its lanes hold is a few runs of consecutive timesteps; where those lie in the store's
+chunks, and where they go, is arithmetic on arrays, then cut at the borders of the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamseq.core.plan import Cells, Plan, Runs
+from streamseq.core.tokens import StateToken
+from streamseq.data.pieces import ONES, ZEROS, Rows
+from streamseq.storage.interface import Reader
+
+Int64 = NDArray[np.int64]
+
+# Blocks of a stretch.
+STRETCH = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted:
+    """One tensor of a window: a field, or a field seen `offset` timesteps ahead.
+
+    Args:
+        field: The name of the field in the store.
+        offset: Timesteps ahead; 0 for the field itself.
+    """
+
+    field: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a stream shows of a store: which tensors, on which lanes, in which order of axes.
+
+    Args:
+        emitted: Name in the window -> what it holds.
+        lane_start, lane_stop: The run of lanes.
+        batch_first: Whether lanes come before timesteps.
+    """
+
+    emitted: Mapping[str, Emitted]
+    lane_start: int
+    lane_stop: int
+    batch_first: bool
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes."""
+        return self.lane_stop - self.lane_start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Column:
+    """One tensor of a block that is going to be read.
+
+    Args:
+        field: The field in the store.
+        rows: How its timesteps lie in the block.
+        chunks: The chunks that are needed.
+        uses: How many timesteps of each are read.
+        table: int64 [P, 5], pieces of them; see `Rows.table`.
+        padding: int64 [Q, 5], pieces of zeros.
+    """
+
+    field: str
+    rows: Rows
+    chunks: list[int]
+    uses: list[int]
+    table: Int64
+    padding: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """A block that is going to be read.
+
+    Args:
+        windows: W.
+        columns: By name in the window.
+        mask_rows: How the mask lies in its block.
+        mask: int64 [M, 5], pieces of zeros and ones; None: ones everywhere.
+        tokens: Makes the tokens of the stretch.
+        begin: The place of the first window in the stretch.
+    """
+
+    windows: int
+    columns: dict[str, Column]
+    mask_rows: Rows
+    mask: Int64 | None
+    tokens: Tokens
+    begin: int
+
+    def make_tokens(self) -> list[StateToken]:
+        """A token for each window."""
+        return self.tokens.of(self.begin, self.begin + self.windows)
+
+
+@dataclass(kw_only=True)
+class Tokens:
+    """What the tokens of a stretch are made of, when somebody asks for one.
+
+    Args:
+        runs: What the lanes hold.
+        lane: int64 [B], lane numbers over all ranks.
+        epoch, step: Of the first window.
+        fingerprint: Of the plan.
+        version: Of the store.
+    """
+
+    runs: Runs
+    lane: Int64
+    epoch: int
+    step: int
+    fingerprint: str
+    version: int
+
+    @cached_property
+    def _cells(self) -> Cells:
+        return self.runs.cells()
+
+    def of(self, first: int, stop: int) -> list[StateToken]:
+        """The tokens of the windows `[first, stop)` of the stretch."""
+        cells, lane, epoch, fingerprint = self._cells, self.lane, self.epoch, self.fingerprint
+        version, window = self.version, self.runs.window
+        columns = (cells.sequence, cells.start, cells.stop, cells.reset, cells.final)
+        rows = zip(*(column[first:stop] for column in columns), strict=True)
+        return [
+            StateToken(*row, lane, epoch, step, fingerprint, version, window)
+            for step, row in enumerate(rows, self.step + first)
+        ]
+
+
+class Requests:
+    """Finds out what the windows of a plan need.
+
+    Args:
+        plan: What each window holds.
+        view: What to show.
+        reader: Where it lies.
+        version: Of the store.
+    """
+
+    def __init__(self, plan: Plan, view: View, reader: Reader, version: int) -> None:
+        self._plan = plan
+        self._view = view
+        self._reader = reader
+        self._version = version
+
+    def of(self, steps: range, size: int) -> Iterator[Request]:
+        """The requests for the windows `steps`, in blocks of `size` where they are consecutive, else one by one."""
+        if steps.step != 1 or self._plan.settings.window is None:
+            for step in steps:
+                yield from self._stretch(step, step + 1, 1)
+            return
+        for first in range(steps.start, steps.stop, size * STRETCH):
+            yield from self._stretch(first, min(first + size * STRETCH, steps.stop), size)
+
+    def _stretch(self, first: int, stop: int, size: int) -> Iterator[Request]:
+        view, plan = self._view, self._plan
+        length = plan.window_length(first)
+        runs = plan.runs(first, stop, view.lane_start, view.lane_stop)
+        blocks = -(-(stop - first) // size)
+        tokens = Tokens(
+            runs=runs,
+            lane=np.arange(view.lane_start, view.lane_stop),
+            epoch=plan.epoch,
+            step=first,
+            fingerprint=plan.fingerprint,
+            version=self._version,
+        )
+        columns = {name: self._columns(emitted, runs, length, size, blocks) for name, emitted in view.emitted.items()}
+        mask_rows = self._rows(length, 1)
+        masks = _cut(self._mask(runs, length), size * length, blocks)
+        for block in range(blocks):
+            held = {name: each[block] for name, each in columns.items()}
+            yield Request(
+                windows=min(size, stop - first - block * size),
+                columns=held,
+                mask_rows=mask_rows,
+                mask=masks[block] if any(len(column.padding) for column in held.values()) else None,
+                tokens=tokens,
+                begin=block * size,
+            )
+
+    def _rows(self, length: int, step_bytes: int) -> Rows:
+        return Rows(lanes=self._view.lanes, length=length, step_bytes=step_bytes, batch_first=self._view.batch_first)
+
+    def _columns(self, emitted: Emitted, runs: Runs, length: int, size: int, blocks: int) -> list[Column]:
+        """One tensor of each block."""
+        lane, sequence, start, stop = runs.lane, runs.sequence, runs.start, runs.stop
+        # Where each run begins and ends on its lane, and what of it is data.
+        begin, end = runs.first * length, runs.last * length
+        low = begin
+        if emitted.offset:
+            start = np.clip(start + emitted.offset, runs.low, runs.high)
+            stop = np.clip(stop + emitted.offset, runs.low, runs.high)
+            low = np.clip(begin + start - runs.start - emitted.offset, begin, end)
+        count = stop - start
+        step_bytes = self._reader.fields[emitted.field].step_bytes
+        rows, lane_bytes = self._rows(length, step_bytes), size * length * step_bytes
+        high = low + count
+        padding = [rows.table(ZEROS, 0, lane, begin, low - begin), rows.table(ZEROS, 0, lane, high, end - high)]
+        paddings = _cut(np.concatenate(padding), lane_bytes, blocks)
+        if not count.all():
+            there = count > 0
+            lane, sequence, start, stop, low = (each[there] for each in (lane, sequence, start, stop, low))
+        parts = self._reader.locate(emitted.field, (sequence, start, stop))
+        at = low[parts.span] + parts.offset
+        tables = _cut(rows.table(parts.chunk, parts.low, lane[parts.span], at, parts.count), lane_bytes, blocks)
+        columns = []
+        for table, zeros in zip(tables, paddings, strict=True):
+            chunks, source = np.unique(table[:, 0], return_inverse=True)
+            uses = np.bincount(source, table[:, -1], len(chunks)) // step_bytes
+            table[:, 0] = source
+            columns.append(
+                Column(
+                    field=emitted.field,
+                    rows=rows,
+                    chunks=chunks.tolist(),
+                    uses=uses.astype(np.int64).tolist(),
+                    table=table,
+                    padding=zeros,
+                )
+            )
+        return columns
+
+    def _mask(self, runs: Runs, length: int) -> Int64:
+        """Pieces of the mask: timesteps that are there, with everything that looks ahead or back."""
+        offsets = [emitted.offset for emitted in self._view.emitted.values()]
+        ahead, back = max(0, *offsets), min(0, *offsets)
+        begin, end = runs.first * length, runs.last * length
+        low = np.clip(begin + runs.low - back - runs.start, begin, end)
+        high = np.clip(begin + np.minimum(runs.stop, runs.high - ahead) - runs.start, low, end)
+        spans = ((ZEROS, begin, low), (ONES, low, high), (ZEROS, high, end))
+        rows = self._rows(length, 1)
+        return np.concatenate([rows.table(what, 0, runs.lane, start, stop - start) for what, start, stop in spans])
+
+
+def _cut(table: Int64, lane_bytes: int, blocks: int) -> list[Int64]:
+    """The pieces of each of `blocks` blocks, of which a lane has `lane_bytes`, from those of all of them together."""
+    table = table[table[:, 4] > 0]
+    at, end = table[:, 3], table[:, 3] + table[:, 4]
+    first = at // lane_bytes
+    several = (end - 1) // lane_bytes - first + 1
+    index = np.repeat(np.arange(len(table)), several)
+    block = np.arange(len(index)) + np.repeat(first - (np.cumsum(several) - several), several)
+    order = np.argsort(block, kind="stable")
+    index, block = index[order], block[order]
+    low = np.maximum(at[index], block * lane_bytes)
+    high = np.minimum(end[index], (block + 1) * lane_bytes)
+    pieces = table[index]
+    pieces[:, 1] += low - at[index]
+    pieces[:, 3] = low - block * lane_bytes
+    pieces[:, 4] = high - low
+    borders = np.searchsorted(block, np.arange(blocks + 1)).tolist()
+    return [pieces[begin:end] for begin, end in zip(borders[:-1], borders[1:], strict=True)]
