@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.errors import ResumeError
+
+if TYPE_CHECKING:
+    from streamseq.core.plan import Cells
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -64,9 +68,65 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-# Not frozen, which would triple the time that one takes to make, and a stream makes one for every window.
+@dataclass(kw_only=True)
+class TokenRows:
+    """What the tokens of consecutive windows are made of; each token takes out of it what somebody looks at.
+
+    Args:
+        cells: Makes the arrays [W, B] that the arrays of the tokens are rows of.
+        lane: int64 [B], lane numbers over all ranks.
+        epoch, step: Of the first window.
+        fingerprint: Of the plan.
+        version: Of the store.
+        window: Timesteps of a window; None where each sequence is one.
+    """
+
+    cells: Callable[[], Cells]
+    lane: Int64
+    epoch: int
+    step: int
+    fingerprint: str
+    version: int
+    window: int | None
+
+    @cached_property
+    def _cells(self) -> Cells:
+        return self.cells()
+
+    def tokens(self, first: int, stop: int) -> list[StateToken]:
+        """The tokens of the windows `[first, stop)`, counted from the first."""
+        tokens = []
+        for row in range(first, stop):
+            token = object.__new__(StateToken)
+            token._rows = self
+            token._row = row
+            tokens.append(token)
+        return tokens
+
+    def value(self, name: str, row: int) -> Any:
+        """What the token of a window has under a name."""
+        if name == "step":
+            return self.step + row
+        if name in _ROWS:
+            return getattr(self._cells, name)[row]
+        return getattr(self, name)
+
+
+_ROWS = frozenset(["sequence", "start", "stop", "reset", "final"])
+
+
+class _FromRows:
+    """What a token that is made of rows keeps of them."""
+
+    __slots__ = ("_row", "_rows")
+
+    _rows: TokenRows
+    _row: int
+
+
+# Not frozen, and what it holds found when it is asked for: a stream makes one for every window.
 @dataclass(slots=True, eq=False)
-class StateToken:
+class StateToken(_FromRows):
     """Lane by lane, whose state a window of B lanes continues.
 
     Args:
@@ -93,10 +153,21 @@ class StateToken:
     version: int
     window: int | None
 
+    def __getattr__(self, name: str) -> Any:
+        # Called where a slot has no value yet.
+        if name not in TOKEN_NAMES:
+            raise AttributeError(f"a StateToken has {', '.join(TOKEN_NAMES)}, not {name!r}")
+        value = self._rows.value(name, self._row)
+        setattr(self, name, value)
+        return value
+
+    def __reduce__(self) -> tuple[type[StateToken], tuple[Any, ...]]:
+        return StateToken, tuple(getattr(self, name) for name in TOKEN_NAMES)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StateToken):
             return NotImplemented
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in TOKEN_NAMES)
 
     __hash__ = None  # type: ignore[assignment]  # it holds arrays
 
@@ -153,3 +224,6 @@ class StateToken:
             reset=self.reset if start == 0 else np.zeros_like(self.reset),
             final=self.final & (high == self.stop),
         )
+
+
+TOKEN_NAMES = tuple(each.name for each in fields(StateToken))

@@ -7,6 +7,7 @@
 #include <Python.h>
 #include <errno.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -24,6 +25,9 @@ typedef struct {
 } Source;
 
 enum { VECTORS = 256, ENDS_EARLY = -1 };
+
+/* Shorter rows are read together and then put in place: a vector of its own for each costs more than the second copy. */
+enum { SHORT_ROW = 4096, TOGETHER = 128 << 10 };
 
 static inline void put(char *to, const char *from, int fill, size_t count)
 {
@@ -65,17 +69,11 @@ static int read_piece(char *lane, const int64_t *piece, const Source *source, in
     return 0;
 }
 
-/* 0, or what `read_piece` gives. */
-static int copy_piece(char *block, const int64_t *piece, const Source *sources, int64_t row, int64_t stride)
+/* Puts bytes, or `fill`, on a lane from byte `at` of it on. */
+static void put_rows(char *lane, const char *from, int fill, int64_t at, int64_t left, int64_t row, int64_t stride)
 {
-    const Source *source = piece[SOURCE] < 0 ? NULL : &sources[piece[SOURCE]];
-    char *lane = block + piece[BASE];
-    if (source != NULL && source->descriptor >= 0)
-        return read_piece(lane, piece, source, row, stride);
-    const char *from = source == NULL ? NULL : (const char *)source->buffer.buf + piece[FROM];
-    int fill = piece[SOURCE] == ONES;
-    int64_t left = piece[COUNT], within = piece[AT] % row;
-    char *to = lane + piece[AT] / row * stride;
+    int64_t within = at % row;
+    char *to = lane + at / row * stride;
     while (left > 0) {
         int64_t count = row - within < left ? row - within : left;
         put(to + within, from, fill, (size_t)count);
@@ -85,7 +83,50 @@ static int copy_piece(char *block, const int64_t *piece, const Source *sources, 
         within = 0;
         to += stride;
     }
+}
+
+/* Reads a piece of short rows from a file, by way of `together`. 0, an errno, or ENDS_EARLY. */
+static int read_short_rows(char *lane, const int64_t *piece, const Source *source, int64_t row, int64_t stride,
+                           char *together)
+{
+    int64_t done = 0;
+    while (done < piece[COUNT]) {
+        int64_t left = piece[COUNT] - done, wanted = left < TOGETHER ? left : TOGETHER;
+        ssize_t got = pread(source->descriptor, together, (size_t)wanted, source->offset + piece[FROM] + done);
+        if (got < 0 && errno != EINTR)
+            return errno;
+        if (got == 0)
+            return ENDS_EARLY;
+        if (got > 0) {
+            put_rows(lane, together, 0, piece[AT] + done, got, row, stride);
+            done += got;
+        }
+    }
     return 0;
+}
+
+/* 0, an errno, or ENDS_EARLY. */
+static int copy_pieces(char *block, const int64_t *piece, Py_ssize_t count, const Source *sources, int64_t row,
+                       int64_t stride)
+{
+    char *together = NULL;
+    int failed = 0;
+    for (; count > 0 && !failed; count--, piece += COLUMNS) {
+        const Source *source = piece[SOURCE] < 0 ? NULL : &sources[piece[SOURCE]];
+        char *lane = block + piece[BASE];
+        if (source == NULL || source->descriptor < 0) {
+            const char *from = source == NULL ? NULL : (const char *)source->buffer.buf + piece[FROM];
+            put_rows(lane, from, piece[SOURCE] == ONES, piece[AT], piece[COUNT], row, stride);
+        } else if (row >= SHORT_ROW) {
+            failed = read_piece(lane, piece, source, row, stride);
+        } else if (together == NULL && (together = malloc(TOGETHER)) == NULL) {
+            failed = ENOMEM;
+        } else {
+            failed = read_short_rows(lane, piece, source, row, stride, together);
+        }
+    }
+    free(together);
+    return failed;
 }
 
 /* Whether a piece lies in its source and in the block. */
@@ -159,10 +200,9 @@ static PyObject *copy(PyObject *self, PyObject *args)
             PyErr_Format(PyExc_ValueError, "piece %zd does not lie in its source and in the block", i);
             goto done;
         }
-    int failed = 0;
+    int failed;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < pieces && !failed; i++)
-        failed = copy_piece(block.buf, piece + i * COLUMNS, sources, row, stride);
+    failed = copy_pieces(block.buf, piece, pieces, sources, row, stride);
     Py_END_ALLOW_THREADS
     if (failed == ENDS_EARLY) {
         PyErr_SetString(PyExc_EOFError, "a file ends early");

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,6 @@ Array = NDArray[Any]
 
 # Blocks of which it is known what they are going to hold.
 _MOST_AHEAD = 64
-# From so many bytes on a copy is shared with another thread, whose waking takes as long as copying a megabyte.
-_SHARED_BYTES = 4 << 20
 
 
 class BlockReader:
@@ -38,7 +35,7 @@ class BlockReader:
         view: What to show.
         limits: How much memory to use.
         buffers: Where the memory of blocks comes from.
-        ahead: Whether threads of its own decode chunks before they are needed, and share large copies.
+        ahead: Whether a thread of its own decodes chunks before they are needed.
     """
 
     def __init__(self, store: Store, plan: Plan, view: View, limits: Limits, buffers: Buffers, ahead: bool) -> None:
@@ -49,13 +46,10 @@ class BlockReader:
         names = [emitted.field for emitted in view.emitted.values()]
         self._reader = store.reader(names, limits.chunks, limits.ahead if ahead else 0)
         self._requests = Requests(plan, view, self._reader, store.version)
-        self._copier = ThreadPoolExecutor(1, "streamseq-copier") if ahead else None
 
     def close(self) -> None:
-        """Let go of the store's files, and end the threads."""
+        """Let go of the store's files, and end the thread."""
         self._reader.close()
-        if self._copier is not None:
-            self._copier.shutdown()
 
     @property
     def counts(self) -> ReaderCounts:
@@ -116,27 +110,15 @@ class BlockReader:
                 table = table[(table[:, 0] >= first) & (table[:, 0] < last)]
                 table[:, 0] -= first
             try:
-                self._copy(block, column.rows, sources, table)
+                copy_pieces(block, column.rows, sources, table)
             except EOFError:
                 raise CorruptionError(f"a chunk of field {column.field!r} ends early: restore the shard") from None
             # The next chunks are decoded into the memory of these.
             del sources
         return torch.from_numpy(block)
 
-    def _copy(self, block: Array, rows: Rows, sources: list[Any], table: NDArray[np.int64]) -> None:
-        if self._copier is None or block.nbytes < _SHARED_BYTES or len(table) < 2:
-            copy_pieces(block, rows, sources, table)
-            return
-        half = len(table) // 2
-        other = self._copier.submit(copy_pieces, block, rows, sources, table[half:])
-        copy_pieces(block, rows, sources, table[:half])
-        other.result()
-
     def _mask(self, request: Request) -> Tensor:
         """bool [W, B, K] or [W, K, B]."""
         mask = self._take(request.windows, request.mask_rows, (), np.dtype(np.bool_))
-        if request.mask is None:
-            mask.fill(True)
-        else:
-            copy_pieces(mask, request.mask_rows, [], request.mask)
+        copy_pieces(mask, request.mask_rows, [], request.mask)
         return torch.from_numpy(mask)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from streamseq.core.errors import ContinuityError, ResumeError
-from streamseq.core.tokens import StateToken
+from streamseq.core.tokens import TOKEN_NAMES, StateToken
 from streamseq.data import state as states
 
 
@@ -138,7 +138,7 @@ def pack_token(token: StateToken | None) -> dict[str, Any] | None:
     """A token as tensors and plain values, for `torch.load(weights_only=True)`."""
     if token is None:
         return None
-    values = {name: getattr(token, name) for name in token.__slots__}
+    values = {name: getattr(token, name) for name in TOKEN_NAMES}
     return {
         name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
         for name, value in values.items()

@@ -103,7 +103,8 @@ class StreamDataset(IterableDataset[Window]):
         self._cursor = Cursor()
         self._cursor.set_epoch(_epoch(epoch))
         self._plan = self._make_plan()
-        self._step = 0
+        #: The window at which the stream goes on: what was handed out before it counts as consumed.
+        self.position = 0
         # Blocks that wait, one that is filled and one that is looked at; a tensor for each name and a mask.
         self._buffers = Buffers(8 * (len(emitted) + 1))
         self._reader: BlockReader | None = None
@@ -193,19 +194,15 @@ class StreamDataset(IterableDataset[Window]):
         try:
             for block in reader.blocks(steps):
                 for window in block:
-                    self._step += steps.step
+                    self.position += steps.step
                     yield window
         finally:
             reader.close()
 
     def take_start(self) -> int:
         """The window at which an iteration that begins now starts: 0, or once what `load_state_dict` said."""
-        self._step = self._cursor.take_start(None)
-        return self._step
-
-    def consumed(self, step: int) -> None:
-        """Note that the window `step` was handed to the user: the stream goes on after it."""
-        self._step = step + 1
+        self.position = self._cursor.take_start(None)
+        return self.position
 
     def set_epoch(self, epoch: int) -> None:
         """Move to an epoch. The one the stream is in already: nothing changes, a loaded position stays.
@@ -215,11 +212,11 @@ class StreamDataset(IterableDataset[Window]):
         """
         if _epoch(epoch) != self.epoch:
             self._cursor.set_epoch(epoch)
-            self._step = 0
+            self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last window that was handed out, as plain strings and integers."""
-        return self._position(self._step).state_dict()
+        return self._position(self.position).state_dict()
 
     def _position(self, step: int) -> Position:
         return Position(
@@ -263,7 +260,7 @@ class StreamDataset(IterableDataset[Window]):
             self._cursor.set_epoch(epoch)
             raise ResumeError(f"the position is after window {saved.step}, and the epoch has {len(self)} windows")
         self._cursor.start_at(saved.step)
-        self._step = saved.step
+        self.position = saved.step
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and decoded chunks stay in their process.

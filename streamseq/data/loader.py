@@ -68,15 +68,16 @@ class StreamLoader:
         running = (stopped, reader)
         _RUNNING.add(running)
         reader.start()
-        step = steps.start
+        step, stream, device = steps.start, self.stream, self.device
         try:
             while (block := blocks.get()) is not _END:
                 if isinstance(block, BaseException):
                     raise block
-                for window in block:
-                    self.stream.consumed(step)
+                # Nothing is called for a window that need not be: hundreds of thousands a second pass here.
+                for window in block if device is None else map(self._to_device, block):
                     step += 1
-                    yield self._to_device(window)
+                    stream.position = step
+                    yield window
         finally:
             stopped.set()
             _drain(blocks)

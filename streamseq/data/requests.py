@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamseq.core.plan import Cells, Plan, Runs
-from streamseq.core.tokens import StateToken
+from streamseq.core.plan import Plan, Runs
+from streamseq.core.tokens import StateToken, TokenRows
 from streamseq.data.pieces import ONES, ZEROS, Rows
 from streamseq.storage.interface import Reader
 
 Int64 = NDArray[np.int64]
 
 # Blocks of a stretch.
-STRETCH = 8
+STRETCH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class Request:
         windows: W.
         columns: By name in the window.
         mask_rows: How the mask lies in its block.
-        mask: int64 [M, 5], pieces of zeros and ones; None: ones everywhere.
+        mask: int64 [M, 5], pieces of zeros and ones.
         tokens: Makes the tokens of the stretch.
         begin: The place of the first window in the stretch.
     """
@@ -95,48 +95,13 @@ class Request:
     windows: int
     columns: dict[str, Column]
     mask_rows: Rows
-    mask: Int64 | None
-    tokens: Tokens
+    mask: Int64
+    tokens: TokenRows
     begin: int
 
     def make_tokens(self) -> list[StateToken]:
         """A token for each window."""
-        return self.tokens.of(self.begin, self.begin + self.windows)
-
-
-@dataclass(kw_only=True)
-class Tokens:
-    """What the tokens of a stretch are made of, when somebody asks for one.
-
-    Args:
-        runs: What the lanes hold.
-        lane: int64 [B], lane numbers over all ranks.
-        epoch, step: Of the first window.
-        fingerprint: Of the plan.
-        version: Of the store.
-    """
-
-    runs: Runs
-    lane: Int64
-    epoch: int
-    step: int
-    fingerprint: str
-    version: int
-
-    @cached_property
-    def _cells(self) -> Cells:
-        return self.runs.cells()
-
-    def of(self, first: int, stop: int) -> list[StateToken]:
-        """The tokens of the windows `[first, stop)` of the stretch."""
-        cells, lane, epoch, fingerprint = self._cells, self.lane, self.epoch, self.fingerprint
-        version, window = self.version, self.runs.window
-        columns = (cells.sequence, cells.start, cells.stop, cells.reset, cells.final)
-        rows = zip(*(column[first:stop] for column in columns), strict=True)
-        return [
-            StateToken(*row, lane, epoch, step, fingerprint, version, window)
-            for step, row in enumerate(rows, self.step + first)
-        ]
+        return self.tokens.tokens(self.begin, self.begin + self.windows)
 
 
 class Requests:
@@ -169,8 +134,9 @@ class Requests:
         length = plan.window_length(first)
         runs = plan.runs(first, stop, view.lane_start, view.lane_stop)
         blocks = -(-(stop - first) // size)
-        tokens = Tokens(
-            runs=runs,
+        tokens = TokenRows(
+            cells=runs.cells,
+            window=runs.window,
             lane=np.arange(view.lane_start, view.lane_stop),
             epoch=plan.epoch,
             step=first,
@@ -186,7 +152,7 @@ class Requests:
                 windows=min(size, stop - first - block * size),
                 columns=held,
                 mask_rows=mask_rows,
-                mask=masks[block] if any(len(column.padding) for column in held.values()) else None,
+                mask=masks[block],
                 tokens=tokens,
                 begin=block * size,
             )
@@ -215,23 +181,28 @@ class Requests:
             lane, sequence, start, stop, low = (each[there] for each in (lane, sequence, start, stop, low))
         parts = self._reader.locate(emitted.field, (sequence, start, stop))
         at = low[parts.span] + parts.offset
-        tables = _cut(rows.table(parts.chunk, parts.low, lane[parts.span], at, parts.count), lane_bytes, blocks)
-        columns = []
-        for table, zeros in zip(tables, paddings, strict=True):
-            chunks, source = np.unique(table[:, 0], return_inverse=True)
-            uses = np.bincount(source, table[:, -1], len(chunks)) // step_bytes
-            table[:, 0] = source
-            columns.append(
-                Column(
-                    field=emitted.field,
-                    rows=rows,
-                    chunks=chunks.tolist(),
-                    uses=uses.astype(np.int64).tolist(),
-                    table=table,
-                    padding=zeros,
-                )
+        table, borders = _cut_at(
+            rows.table(parts.chunk, parts.low, lane[parts.span], at, parts.count), lane_bytes, blocks
+        )
+        # The chunks of each block: one sort for all of them.
+        block = np.repeat(np.arange(blocks), np.diff(borders))
+        every, chunk = np.unique(table[:, 0], return_inverse=True)
+        needed, source = np.unique(block * len(every) + chunk, return_inverse=True)
+        uses = (np.bincount(source, table[:, -1], len(needed)) / step_bytes).astype(np.int64).tolist()
+        starts = np.searchsorted(needed, np.arange(blocks + 1) * len(every))
+        table[:, 0] = source - starts[block]
+        chunks = every[needed % max(1, len(every))].tolist()
+        return [
+            Column(
+                field=emitted.field,
+                rows=rows,
+                chunks=chunks[starts[number] : starts[number + 1]],
+                uses=uses[starts[number] : starts[number + 1]],
+                table=table[borders[number] : borders[number + 1]],
+                padding=paddings[number],
             )
-        return columns
+            for number in range(blocks)
+        ]
 
     def _mask(self, runs: Runs, length: int) -> Int64:
         """Pieces of the mask: timesteps that are there, with everything that looks ahead or back."""
@@ -247,6 +218,12 @@ class Requests:
 
 def _cut(table: Int64, lane_bytes: int, blocks: int) -> list[Int64]:
     """The pieces of each of `blocks` blocks, of which a lane has `lane_bytes`, from those of all of them together."""
+    pieces, borders = _cut_at(table, lane_bytes, blocks)
+    return [pieces[begin:end] for begin, end in pairwise(borders)]
+
+
+def _cut_at(table: Int64, lane_bytes: int, blocks: int) -> tuple[Int64, list[int]]:
+    """`_cut`, before the pieces, which are sorted by block, are split at the borders [blocks + 1]."""
     table = table[table[:, 4] > 0]
     at, end = table[:, 3], table[:, 3] + table[:, 4]
     first = at // lane_bytes
@@ -261,5 +238,4 @@ def _cut(table: Int64, lane_bytes: int, blocks: int) -> list[Int64]:
     pieces[:, 1] += low - at[index]
     pieces[:, 3] = low - block * lane_bytes
     pieces[:, 4] = high - low
-    borders = np.searchsorted(block, np.arange(blocks + 1)).tolist()
-    return [pieces[begin:end] for begin, end in zip(borders[:-1], borders[1:], strict=True)]
+    return pieces, np.searchsorted(block, np.arange(blocks + 1)).tolist()

@@ -170,7 +170,7 @@ class Reader(ABC):
                 yield chunk[low : low + count]
 
     def prefetch(self, field: str, chunks: Sequence[int]) -> bool:
-        """Begin to decode chunks that `load` is going to be asked for; False where there is no room for all of it yet."""
+        """Begin to decode chunks that `load` is going to be asked for; False where there is no room for all yet."""
         return True
 
     def slices(self, field: str, sequence: int, start: int, stop: int) -> Iterator[NDArray[Any]]:

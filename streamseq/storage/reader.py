@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,16 +152,20 @@ class _Column:
         self._version = version
         self._name = name
         self._steps = version.layout.chunk_timesteps[name]
-        self._field = version.layout.fields[name]
-        self._lengths = lengths = np.array([shard.num_timesteps for shard in version.shards], np.int64)
+        self._step_bytes = version.layout.fields[name].step_bytes
+        lengths = np.array([shard.num_timesteps for shard in version.shards], np.int64)
         #: Of each shard: its first row, and the number of its first chunk.
         self._first_row = np.concatenate([[0], np.cumsum(lengths)])
         self._first_chunk = np.concatenate([[0], np.cumsum(-(-lengths // self._steps))])
+        self._lengths: list[int] = lengths.tolist()
+        self._chunk_borders: list[int] = self._first_chunk.tolist()
         self._cache = cache
         self._decoder = decoder
         self._ahead = ahead
         self._coming: dict[int, Future[tuple[NDArray[Any] | InFile, float]]] = {}
         self._spares: list[NDArray[Any]] = []
+        #: Chunks that are going to be asked for, and take no time.
+        self._ready: set[int] = set()
         self._files: OrderedDict[int, Chunks] = OrderedDict()
         self._open_files = open_files
         self.counts = ReaderCounts()
@@ -210,12 +215,13 @@ class _Column:
             return False
         coming, cache = self._coming, self._cache
         for key in chunks:
-            if key in coming or key in cache:
+            if key in coming or key in cache or key in self._ready:
                 continue
             if len(coming) >= self._ahead:
                 return False
             file, chunk = self._place(key)
             if not file.takes_long(chunk):
+                self._ready.add(key)
                 continue
             file.will_need(chunk)
             spare = self._spares.pop() if self._spares else None
@@ -225,6 +231,7 @@ class _Column:
     def _load(self, key: int, count: int) -> NDArray[Any] | InFile:
         """Decode a chunk of which `count` timesteps are going to be read, or wait for it."""
         self._make_room()
+        self._ready.discard(key)
         begin = time.perf_counter()
         coming = self._coming.pop(key, None)
         if coming is None:
@@ -236,9 +243,9 @@ class _Column:
         counts.waited += time.perf_counter() - begin
         counts.decoding += seconds
         counts.decoded += 1
-        shard = int(np.searchsorted(self._first_chunk, key, "right")) - 1
-        steps = min(self._steps, int(self._lengths[shard]) - (key - int(self._first_chunk[shard])) * self._steps)
-        counts.decoded_bytes += steps * self._field.step_bytes
+        shard = bisect_right(self._chunk_borders, key) - 1
+        steps = min(self._steps, self._lengths[shard] - (key - self._chunk_borders[shard]) * self._steps)
+        counts.decoded_bytes += steps * self._step_bytes
         self._cache.put(key, values, steps)
         self._cache.get(key, count)
         return values
@@ -250,7 +257,7 @@ class _Column:
 
     def _place(self, key: int) -> tuple[Chunks, int]:
         """The file that a chunk lies in, and its number there."""
-        shard = int(np.searchsorted(self._first_chunk, key, "right")) - 1
+        shard = bisect_right(self._chunk_borders, key) - 1
         file = self._files.get(shard)
         if file is None:
             if len(self._files) >= self._open_files:
@@ -258,7 +265,7 @@ class _Column:
             file = self._files[shard] = self._open(shard)
         else:
             self._files.move_to_end(shard)
-        return file, key - int(self._first_chunk[shard])
+        return file, key - self._chunk_borders[shard]
 
     def _open(self, number: int) -> Chunks:
         name, layout, shard = self._name, self._version.layout, self._version.shards[number]
