@@ -98,8 +98,8 @@ class TokenRows:
         tokens = []
         for row in range(first, stop):
             token = object.__new__(StateToken)
-            token._rows = self
-            token._row = row
+            token._rows = self  # type: ignore[misc]
+            token._row = row  # type: ignore[misc]
             tokens.append(token)
         return tokens
 

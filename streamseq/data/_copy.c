@@ -134,7 +134,7 @@ static int fits(const int64_t *piece, const Source *sources, Py_ssize_t num_sour
                 int64_t stride)
 {
     int64_t count = piece[COUNT], at = piece[AT], base = piece[BASE];
-    if (piece[SOURCE] < ONES || piece[SOURCE] >= num_sources || count < 0 || at < 0 || base < 0 || base > size)
+    if (piece[SOURCE] < ONES || piece[SOURCE] >= num_sources || count < 0 || at < 0 || base < 0 || base >= stride)
         return 0;
     if (piece[SOURCE] >= 0) {
         int64_t length = sources[piece[SOURCE]].length;

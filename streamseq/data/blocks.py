@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,7 @@ _MOST_AHEAD = 64
 
 
 class BlockReader:
-    """Reads windows of a plan from a store, a block at a time. For one thread.
+    """Reads windows of a plan from a store, a block at a time.
 
     Args:
         store: Where the timesteps are.
@@ -45,6 +46,7 @@ class BlockReader:
         self._buffers = buffers
         names = [emitted.field for emitted in view.emitted.values()]
         self._reader = store.reader(names, limits.chunks, limits.ahead if ahead else 0)
+        self._lock = threading.Lock()
         self._requests = Requests(plan, view, self._reader, store.version)
 
     def close(self) -> None:
@@ -56,8 +58,8 @@ class BlockReader:
         """What was read and decoded so far."""
         return self._reader.counts
 
-    def blocks(self, steps: range) -> Iterator[list[Window]]:
-        """The windows `steps`, in order, a block at a time; where they are not consecutive, one at a time."""
+    def requests(self, steps: range) -> Iterator[Request]:
+        """What `read` reads of the windows `steps`, in order: blocks, or single windows that are not consecutive."""
         requests = self._requests.of(steps, self._limits.windows)
         coming: deque[Request] = deque()
         hinted = 0
@@ -70,19 +72,21 @@ class BlockReader:
                 return
             if hinted < len(coming):
                 hinted += self._prefetch(coming[hinted])
-            yield self._read(coming.popleft())
+            yield coming.popleft()
             hinted = max(0, hinted - 1)
 
     def _prefetch(self, request: Request) -> bool:
-        there = [self._reader.prefetch(column.field, column.chunks) for column in request.columns.values()]
+        with self._lock:
+            there = [self._reader.prefetch(column.field, column.chunks) for column in request.columns.values()]
         return all(there)
 
-    def read(self, step: int) -> Window:
-        """One window."""
+    def request(self, step: int) -> Request:
+        """What `read` reads of one window."""
         (request,) = self._requests.of(range(step, step + 1), 1)
-        return self._read(request)[0]
+        return request
 
-    def _read(self, request: Request) -> list[Window]:
+    def read(self, request: Request) -> list[Window]:
+        """The windows of a block. Several threads may read at once."""
         tensors = {name: self._fill(name, column, request.windows) for name, column in request.columns.items()}
         return Block(
             {name: tensor.unbind(0) for name, tensor in tensors.items()},
@@ -104,7 +108,8 @@ class BlockReader:
         # All chunks of a block are held at once, but where there is no room for them.
         for first in range(0, len(column.chunks), most):
             last = first + most
-            sources = self._reader.load(column.field, column.chunks[first:last], column.uses[first:last])
+            with self._lock:
+                sources = self._reader.load(column.field, column.chunks[first:last], column.uses[first:last])
             table = column.table
             if len(column.chunks) > most:
                 table = table[(table[:, 0] >= first) & (table[:, 0] < last)]

@@ -120,7 +120,9 @@ class Carry:
 
     def state_dict(self) -> dict[str, Any]:
         """The carried state and the token it belongs to, for `torch.load(weights_only=True)`."""
-        return {"token": pack_token(self._token), "state": states.pack(self._state)}
+        lanes = 0 if self._token is None else len(self._token.lane)
+        axes = states.known_lane_axes(self._state, lanes, self._lane_axis)
+        return {"token": pack_token(self._token), "state": states.pack(self._state, axes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what `state_dict` returned.

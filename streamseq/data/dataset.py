@@ -159,7 +159,8 @@ class StreamDataset(IterableDataset[Window]):
         count = len(self)
         if not -count <= step < count:
             raise IndexError(f"the epoch has windows 0 to {count - 1}, got {step}")
-        return self._own_reader().read(step % count)
+        reader = self._own_reader()
+        return reader.read(reader.request(step % count))[0]
 
     def _own_reader(self) -> BlockReader:
         owner = (os.getpid(), self.plan)
@@ -168,7 +169,7 @@ class StreamDataset(IterableDataset[Window]):
         return self._reader
 
     def open_reader(self, ahead: bool = False) -> BlockReader:
-        """A reader of the current epoch's windows, for one thread.
+        """A reader of the current epoch's windows.
 
         Args:
             ahead: Whether a thread of the reader's own decodes chunks before they are needed.
@@ -192,8 +193,8 @@ class StreamDataset(IterableDataset[Window]):
     def _iterate(self, steps: range) -> Iterator[Window]:
         reader = self.open_reader()
         try:
-            for block in reader.blocks(steps):
-                for window in block:
+            for request in reader.requests(steps):
+                for window in reader.read(request):
                     self.position += steps.step
                     yield window
         finally:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from streamseq.core.shuffle import GROUP, RUN
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 8 << 20
 MAX_WINDOWS = 256
 # Chunks of each field that are decoded ahead at most.
 MAX_AHEAD = 16

@@ -1,24 +1,19 @@
-"""The loader: a stream read ahead by a background thread."""
+"""The loader: a stream read ahead by background threads."""
 
 from __future__ import annotations
 
-import atexit
-import queue
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from streamseq.data.dataset import StreamDataset
+from streamseq.data.readahead import ReadAhead
 from streamseq.data.window import Window
-
-_END = None
-_RUNNING: set[tuple[threading.Event, threading.Thread]] = set()
 
 
 class StreamLoader:
-    """Iterates a stream while a thread reads ahead; the same windows in the same order, faster.
+    """Iterates a stream while threads read ahead; the same windows in the same order, faster.
 
     Positions count what was handed out, not what was read ahead.
 
@@ -60,29 +55,17 @@ class StreamLoader:
         return self._iterate(range(self.stream.take_start(), len(self.stream)))
 
     def _iterate(self, steps: range) -> Iterator[Window]:
-        blocks: queue.Queue[list[Window] | BaseException | None] = queue.Queue(self.prefetch)
-        stopped = threading.Event()
-        reader = threading.Thread(
-            target=_read_ahead, args=(self.stream, steps, blocks, stopped), name="streamseq-reader", daemon=True
-        )
-        running = (stopped, reader)
-        _RUNNING.add(running)
-        reader.start()
         step, stream, device = steps.start, self.stream, self.device
+        ahead = ReadAhead(stream.open_reader(ahead=True), steps, self.prefetch)
         try:
-            while (block := blocks.get()) is not _END:
-                if isinstance(block, BaseException):
-                    raise block
+            while (block := ahead.take()) is not None:
                 # Nothing is called for a window that need not be: hundreds of thousands a second pass here.
                 for window in block if device is None else map(self._to_device, block):
                     step += 1
                     stream.position = step
                     yield window
         finally:
-            stopped.set()
-            _drain(blocks)
-            reader.join()
-            _RUNNING.discard(running)
+            ahead.close()
 
     def _to_device(self, window: Window) -> Window:
         if self.device is None:
@@ -102,54 +85,3 @@ class StreamLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position; see `StreamDataset.load_state_dict`."""
         self.stream.load_state_dict(state)
-
-
-def _read_ahead(
-    stream: StreamDataset,
-    steps: range,
-    blocks: queue.Queue[list[Window] | BaseException | None],
-    stopped: threading.Event,
-) -> None:
-    try:
-        reader = stream.open_reader(ahead=True)
-        try:
-            for block in reader.blocks(steps):
-                if not _put(blocks, block, stopped):
-                    return
-        finally:
-            reader.close()
-        _put(blocks, _END, stopped)
-    except BaseException as error:
-        # Raised where the windows are asked for.
-        _put(blocks, error, stopped)
-
-
-def _put(
-    blocks: queue.Queue[list[Window] | BaseException | None],
-    item: list[Window] | BaseException | None,
-    stopped: threading.Event,
-) -> bool:
-    """Wait for room; False where nobody wants any more."""
-    while not stopped.is_set():
-        try:
-            blocks.put(item, timeout=0.05)
-        except queue.Full:
-            continue
-        return True
-    return False
-
-
-@atexit.register
-def _stop_readers() -> None:
-    """End the threads of loops that were left half way: one that outlives the interpreter aborts the process."""
-    for stopped, reader in list(_RUNNING):
-        stopped.set()
-        reader.join()
-
-
-def _drain(blocks: queue.Queue[Any]) -> None:
-    while True:
-        try:
-            blocks.get_nowait()
-        except queue.Empty:
-            return

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 Int64 = NDArray[np.int64]
 
 ZEROS, ONES = -1, -2
-"""Sources of pieces that are set instead of copied."""
+"""Sources of pieces that are set instead of copied; ones only where a timestep is a byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,8 +101,20 @@ def replace_lanes(state: Any, replaced: NDArray[np.bool_], by: Any, axes: list[i
     return pytree.tree_unflatten(merged, spec)
 
 
-def pack(state: Any) -> dict[str, Any] | None:
+def known_lane_axes(state: Any, lanes: int, lane_axis: LaneAxis = None) -> list[int | None] | None:
+    """The same as `lane_axes`, but None where they cannot be told."""
+    try:
+        return lane_axes(state, lanes, lane_axis)
+    except ValueError:
+        return None
+
+
+def pack(state: Any, axes: list[int | None] | None = None) -> dict[str, Any] | None:
     """The state as a dict that `torch.save` writes and `torch.load(weights_only=True)` reads; None for None.
+
+    Args:
+        state: A pytree.
+        axes: The lane axis of each leaf, which goes with the state; None where they are not known.
 
     Raises:
         TypeError: A leaf is neither a tensor nor a plain number, string or None.
@@ -113,7 +125,7 @@ def pack(state: Any) -> dict[str, Any] | None:
     for leaf in flat:
         if not isinstance(leaf, Tensor | int | float | str | bool | None):
             raise TypeError(f"a state that is saved holds tensors and plain numbers, got a {type(leaf).__name__}")
-    return {"structure": pytree.treespec_dumps(spec), "leaves": [_own(leaf) for leaf in flat]}
+    return {"structure": pytree.treespec_dumps(spec), "leaves": [_own(leaf) for leaf in flat], "axes": axes}
 
 
 def _own(leaf: Any) -> Any:

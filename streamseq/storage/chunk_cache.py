@@ -14,19 +14,20 @@ from streamseq.storage.interface import InFile
 class ChunkCache:
     """Keeps decoded chunks by number.
 
-    A stream moves forward, so a chunk of which as many timesteps were read as it has is not likely to be needed again;
-    it is kept until there is no room.
+    A stream moves forward, so a chunk of which as many timesteps were read as it has is not likely to be needed again.
 
     Args:
         limit: Chunks kept at most.
         uses: How often each timestep is read.
+        keep: Whether chunks that were read are kept until there is no room.
     """
 
-    __slots__ = ("_left", "_limit", "_read", "_unread", "_uses")
+    __slots__ = ("_keep", "_left", "_limit", "_read", "_unread", "_uses")
 
-    def __init__(self, limit: int, uses: int = 1) -> None:
+    def __init__(self, limit: int, uses: int = 1, keep: bool = True) -> None:
         self._limit = limit
         self._uses = uses
+        self._keep = keep
         self._unread: OrderedDict[int, NDArray[Any] | InFile] = OrderedDict()
         self._read: OrderedDict[int, NDArray[Any] | InFile] = OrderedDict()
         self._left: dict[int, int] = {}
@@ -49,8 +50,8 @@ class ChunkCache:
         return chunk
 
     def make_room(self) -> NDArray[Any] | None:
-        """Drop a chunk where there are `limit` of them: its array, where nobody else holds it, to decode into."""
-        if len(self._unread) + len(self._read) < self._limit:
+        """Drop a chunk where there are too many: its array, where nobody else holds it, to decode into."""
+        if len(self._unread) + len(self._read) < self._limit and (self._keep or not self._read):
             return None
         key, chunk = (self._read or self._unread).popitem(last=False)
         self._left.pop(key, None)

@@ -76,7 +76,7 @@ class DiskReader(Reader):
         open_files = max(4, _OPEN_FILES // max(1, len(fields)))
         decoder = self._decoder
         self._columns = {
-            name: _Column(folder, version, name, ChunkCache(cache_chunks, uses), open_files, decoder, ahead, checked)
+            name: _Column(folder, version, name, ChunkCache(cache_chunks, uses, not ahead), open_files, decoder, ahead, checked)
             for name, uses in Counter(fields).items()
         }
 
@@ -253,6 +253,7 @@ class _Column:
     def _make_room(self) -> None:
         spare = self._cache.make_room()
         if spare is not None and len(self._spares) <= self._ahead:
+            # The one that was used last is decoded into first: it may still be in the processor's cache.
             self._spares.append(spare)
 
     def _place(self, key: int) -> tuple[Chunks, int]:
