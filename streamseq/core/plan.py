@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamseq.core.errors import PlanError
-from streamseq.core.layout import cut_evenly, fill_lanes, lane_dtype
-from streamseq.core.selection import Selection
+from streamseq.core.errors import PlanError, ResumeError
+from streamseq.core.layout import (
+    BLOCK,
+    Layout,
+    Numbers,
+    Occupancy,
+    cut_evenly,
+    deal_in_turn,
+    fill_lanes,
+    lay_end_to_end,
+    number_dtype,
+)
+from streamseq.core.selection import Pieces, Selection
 from streamseq.core.shuffle import shuffled_order
 from streamseq.core.splits import AsIs, Naive, Split
+
+if TYPE_CHECKING:
+    from streamseq.core.tokens import StateToken
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -37,6 +52,11 @@ class PlanSettings:
         shuffle: Whether the order of the sequences is random, another one in each epoch.
         seed: Of the shuffling.
         run: Timesteps of neighbouring sequences that shuffling keeps together, about those of a few chunks of storage.
+        longest: A longer sequence is laid out as the fewest pieces of at most that many timesteps, which differ by one
+            timestep at most. Each is a run of its own: its first window is a reset, its last one is final, and lanes
+            may hold several pieces of a sequence at the same time. None for no limit.
+        switches: `(window, step)` pairs: the epoch began with `step` windows of `window` timesteps, and so on; then the
+            windows became those of the plan. `Plan.rewindowed` adds one.
 
     Raises:
         TypeError: A number is not an integer.
@@ -51,6 +71,8 @@ class PlanSettings:
     shuffle: bool = False
     seed: int = 0
     run: int = 1 << 20
+    longest: int | None = None
+    switches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.split, AsIs | Naive):
@@ -61,21 +83,47 @@ class PlanSettings:
         elif self.window is None:
             raise ValueError("Naive() cuts windows of a given length, got window=None: pass window=256 or the like")
         else:
-            _at_least_one("window", self.window)
-        _at_least_one("lanes", self.lanes)
+            _at_least("window", self.window, 1)
+        _at_least("lanes", self.lanes, 1)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.tail not in TAILS:
             raise ValueError(f"tail is one of {', '.join(TAILS)}, got {self.tail!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise TypeError(f"seed is an integer, got {self.seed!r}")
+        if self.longest is not None:
+            self._check_longest()
+        if self.switches:
+            self._check_switches()
+
+    def _check_longest(self) -> None:
+        _at_least("longest", self.longest, 1)
+        if isinstance(self.split, AsIs):
+            raise ValueError(f"AsIs() cuts no sequence, got longest={self.longest}: use Naive() or leave longest out")
+        if self.layout == "even":
+            raise ValueError(
+                f'layout="even" cuts the data into equal runs of its own, got longest={self.longest}: '
+                'use layout="sequences" or leave longest out'
+            )
+
+    def _check_switches(self) -> None:
+        for window, step in self.switches:
+            _at_least("the window of a switch", window, 1)
+            _at_least("the step of a switch", step, 1)
+        if isinstance(self.split, AsIs):
+            raise ValueError("AsIs() makes each sequence one window, whose length cannot change: use Naive()")
+        if self.tail == "drop":
+            raise ValueError(
+                'tail="drop" leaves out what does not fill a window, which is something else for each window length, '
+                f'got switches={self.switches}: use tail="pad"'
+            )
 
 
-def _at_least_one(name: str, value: object) -> None:
+def _at_least(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} is at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"{name} is at least {least}, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -151,11 +199,14 @@ class Runs:
 
 
 class Plan:
-    """The layout of chosen spans on lanes and the cut into windows, for one epoch.
+    """The layout of chosen spans on lanes and the cut into windows, for one epoch, or for what is left of it.
 
-    A lane holds *pieces* one after the other: whole spans, or with the even layout also parts of them. A piece is
-    cut into windows from its own start on, so that no window spans two pieces. Finding a window takes one binary
-    search a lane; memory is at most 16 bytes a piece beside the lengths.
+    A lane holds *pieces* one after the other: whole spans, or with the even layout and with `longest` also parts of
+    them. A piece is cut into windows from its own start on, so that no window spans two pieces. Finding a window takes
+    one binary search a lane; memory is at most 16 bytes a piece beside the lengths.
+
+    With `switches` the plan is of what is left of the epoch after them, and its windows are numbered from 0 again: a
+    lane that was within a piece goes on in it, with the state that it has.
 
     Args:
         selection: What to lay out.
@@ -164,7 +215,7 @@ class Plan:
         epoch: Decides the order when shuffling.
 
     Raises:
-        PlanError: No timestep was chosen, or not one whole window with tail="drop".
+        PlanError: No timestep was chosen, not one whole window with tail="drop", or a switch after the epoch's end.
 
     Example:
         >>> from streamseq.core.selection import select_all
@@ -173,127 +224,192 @@ class Plan:
         2
         >>> plan.cells(1, 2, 0, 2).sequence.tolist()
         [[0, -1]]
+        >>> plan.occupancy.busy, plan.occupancy.filled
+        (0.75, 0.75)
+        >>> rest = plan.rewindowed(3, step=1)
+        >>> rest.cells(0, 1, 0, 2).start.tolist(), rest.settings.switches
+        ([[4, 0]], ((4, 1),))
     """
 
-    _rows: NDArray[np.int32] | Int64  # [pieces], in lane order: the span that a piece is of
-    _keys: Int64  # [pieces]: lane and first window of a piece, ascending
-    _first: Int64  # [B + 1]: the first piece of each lane
-    _skip: Int64  # [B]: timesteps of a lane's first span that lie in the lane before
-    _cut: Int64  # [B]: timesteps of a lane's last span that lie in the lane after
+    #: Windows of the epoch, or of what is left of it.
+    num_windows: int
+    #: Timesteps that these windows emit.
+    num_timesteps: int
+    #: Timesteps that were chosen and are not emitted (tail="drop").
+    left_out: int
+    #: Timesteps of the longest piece that the epoch emits, from its reset on.
+    longest: int
+    _layout: Layout
+    _keys: Numbers  # [pieces]: lane and first window of a piece, ascending
+    _lane_windows: Int64  # [B]: windows of each lane
 
     def __init__(self, selection: Selection, settings: PlanSettings, *, contents: str, epoch: int) -> None:
         self.selection = selection
         self.settings = settings
         self.contents = contents
         self.epoch = epoch
-        self._total = int(selection.lengths.sum())
-        if not self._total:
+        if not selection.lengths.any():
             raise PlanError(f"a plan needs at least one timestep, got {len(selection)} sequences of length 0")
-        if settings.layout == "even":
-            self._lay_out_evenly()
-        else:
-            self._lay_out_whole()
-        self._cut_into_windows()
-
-    def _order(self) -> Int64 | None:
-        """The spans in the order in which they are taken; None for as they are."""
-        if not self.settings.shuffle:
-            return None
-        return shuffled_order(self.selection.lengths, self.settings.run, int(self.settings.seed), self.epoch)
-
-    def _lay_out_whole(self) -> None:
-        lengths, lanes = self.selection.lengths, int(self.settings.lanes)
-        rows = self._order()
-        if isinstance(self.settings.split, AsIs):
-            rows = np.flatnonzero(lengths) if rows is None else rows[lengths[rows] > 0]
-            lane = (np.arange(len(rows)) % lanes).astype(lane_dtype(lanes))
-        else:
-            lane = fill_lanes(lengths if rows is None else lengths[rows], lanes)
-        self._first = np.concatenate([[0], np.cumsum(np.bincount(lane, minlength=lanes))])
-        order = np.argsort(lane, kind="stable")
-        self._rows = order if rows is None else rows[order]
-        self._skip = np.zeros(lanes, np.int64)
-        self._cut = np.zeros(lanes, np.int64)
-
-    def _lay_out_evenly(self) -> None:
-        """Lane b holds timesteps `[borders[b], borders[b+1])` of the sequences laid end to end."""
-        lanes = int(self.settings.lanes)
-        rows = self._order()
-        lengths = self.selection.lengths
-        rows = np.flatnonzero(lengths) if rows is None else rows[lengths[rows] > 0]
-        ends = np.cumsum(self.selection.lengths[rows])
-        borders = cut_evenly(self._total, lanes)
-        low = np.searchsorted(ends, borders[:-1], "right")
-        high = np.where(borders[1:] > borders[:-1], np.searchsorted(ends, borders[1:], "left") + 1, low)
-        self._first = np.concatenate([[0], np.cumsum(high - low)])
-        at = np.arange(self._first[-1]) - np.repeat(self._first[:-1] - low, high - low)
-        self._rows = rows[at]
-        # How much of a lane's first span lies in the lane before it, and of its last span in the lane after it.
-        begins = ends - self.selection.lengths[rows]
-        held = high > low
-        self._skip = np.where(held, borders[:-1] - begins[np.minimum(low, len(rows) - 1)], 0)
-        self._cut = np.where(held, ends[np.maximum(high, 1) - 1] - borders[1:], 0)
-
-    def _piece_lengths(self) -> Int64:
-        lengths = self.selection.lengths[self._rows]
-        held = self._first[1:] > self._first[:-1]
-        lengths[self._first[:-1][held]] -= self._skip[held]
-        lengths[self._first[1:][held] - 1] -= self._cut[held]
-        return lengths
-
-    def _cut_into_windows(self) -> None:
-        """Number the windows of each lane. Ten million pieces fit because little is copied and much is overwritten."""
-        lengths = self._piece_lengths()
-        window = self.settings.window
-        drop = window is not None and self.settings.tail == "drop"
-        #: Timesteps of the longest piece that is emitted.
-        self.longest = int(lengths.max(initial=0))
-        #: Timesteps that the epoch emits.
-        self.num_timesteps = self._total
-        windows = lengths
-        if window is None:
-            windows.fill(1)
-        else:
-            windows += 0 if drop else window - 1
-            windows //= window
-        if drop and window is not None:
-            self.longest = int(windows.max(initial=0)) * window
-            self.num_timesteps = int(windows.sum()) * window
-        #: Timesteps that were chosen and are not emitted (tail="drop").
-        self.left_out = self._total - self.num_timesteps
-        if not windows.all():
-            windows = self._without_empty(windows)
-        if len(self.selection) < 2**31:
-            self._rows = self._rows.astype(np.int32)
-        pieces = [windows[low:high] for low, high in pairwise(self._first.tolist())]
-        self._lane_windows = np.array([each.sum() for each in pieces], np.int64)
-        #: Windows of the epoch.
-        self.num_windows = int(self._lane_windows.max())
+        self._pieces = Pieces(selection.lengths, settings.longest)
+        lengths = self._pieces.lengths()
+        self._layout = self._lay_out(lengths)
+        windows = [*(window for window, _ in settings.switches), settings.window]
+        self.longest = self._cut_into_windows(lengths, windows[0])
         if not self.num_windows:
             raise PlanError(
-                f'tail="drop" emits whole windows only, and no sequence has window={window} timesteps: '
+                f'tail="drop" emits whole windows only, and no sequence has window={windows[0]} timesteps: '
                 'take a shorter window or tail="pad"'
             )
+        for (window, step), following in zip(settings.switches, windows[1:], strict=True):
+            self._layout = self._rest(step, window)
+            self._cut_into_windows(lengths, following)
+
+    def _lay_out(self, lengths: Numbers) -> Layout:
+        settings, lanes = self.settings, int(self.settings.lanes)
+        order = None
+        if settings.shuffle:
+            order = shuffled_order(lengths, settings.run, int(settings.seed), self.epoch)
+        if settings.layout == "even":
+            return lay_end_to_end(lengths, lanes, order)
+        if isinstance(settings.split, AsIs):
+            return deal_in_turn(lengths, lanes, order)
+        return fill_lanes(lengths, lanes, order)
+
+    def _cut_into_windows(self, lengths: Numbers, window: int | None) -> int:
+        """Number the windows of each lane. Returns the timesteps of the longest piece that is emitted.
+
+        Args:
+            lengths: int [P], timesteps of the pieces.
+            window: Timesteps of a window.
+        """
+        drop = window is not None and self.settings.tail == "drop"
+        count = len(self._layout.pieces)
+        counts = np.empty(count, number_dtype(int(lengths.max()) // (window or 1) + 1))
+        longest = timesteps = 0
+        for start in range(0, count, BLOCK):
+            part = self._layout.lengths_of(lengths, start, min(start + BLOCK, count))
+            timesteps += int(part.sum())
+            if window is not None:
+                longest = max(longest, int(part.max()) // window * window if drop else int(part.max()))
+                part += 0 if drop else window - 1
+                part //= window
+            else:
+                longest = max(longest, int(part.max()))
+                part.fill(1)
+            counts[start : start + BLOCK] = part
+        if not counts.all():
+            self._layout = self._layout.without(counts == 0)
+            counts = counts[counts > 0]
+        borders = list(pairwise(self._layout.first.tolist()))
+        self._lane_windows = np.array([counts[low:high].sum(dtype=np.int64) for low, high in borders], np.int64)
+        self.num_windows = int(self._lane_windows.max())
+        self.num_timesteps = int(self._lane_windows.sum()) * window if drop and window is not None else timesteps
+        self.left_out = timesteps - self.num_timesteps
         # Lane and first window of each piece in one ascending number, so that one search finds a piece on any lane.
         stride = self.num_windows + 1
-        for lane, each in enumerate(pieces):
-            np.cumsum(each, out=each)
-            each[1:] = each[:-1]
-            each[:1] = 0
-            each += lane * stride
-        self._keys = windows
+        self._keys = counts.astype(number_dtype(len(borders) * stride), copy=False)
+        for lane, (low, high) in enumerate(borders):
+            before = lane * stride
+            for start in range(low, high, BLOCK):
+                each = self._keys[start : min(start + BLOCK, high)]
+                ends = np.cumsum(each, dtype=np.int64)
+                np.subtract(ends + before, each, out=each, casting="same_kind")
+                before += int(ends[-1])
+        return longest
 
-    def _without_empty(self, windows: Int64) -> Int64:
-        """Leave out pieces that emit nothing; a border cuts the lane's first or last piece only if that one is kept."""
-        kept = windows > 0
-        first, last = self._first[:-1], self._first[1:] - 1
-        held = last >= first
-        self._skip = np.where(held & kept[np.minimum(first, len(kept) - 1)], self._skip, 0)
-        self._cut = np.where(held & kept[np.maximum(last, 0)], self._cut, 0)
-        self._rows = self._rows[kept]
-        before = np.concatenate([[0], np.cumsum(kept)])
-        self._first = before[self._first]
-        return windows[kept]
+    def _rest(self, step: int, window: int) -> Layout:
+        """What is left of the layout after `step` windows of `window` timesteps."""
+        if step > self.num_windows:
+            raise PlanError(
+                f"the windows change within the epoch, which has {self.num_windows} of {window} timesteps, got a "
+                f"change after {step}: pass a position of this epoch"
+            )
+        ongoing = self._lane_windows > step
+        key = np.arange(len(ongoing)) * (self.num_windows + 1) + step
+        piece = np.searchsorted(self._keys, key.astype(self._keys.dtype), "right") - 1
+        begun = (key - self._keys[piece]) * window if len(self._keys) else key
+        return self._layout.after(np.where(ongoing, piece, self._layout.first[1:]), np.where(ongoing, begun, 0))
+
+    def rewindowed(self, window: int, *, step: int) -> Plan:
+        """The plan of what is left of the epoch after `step` windows, in windows of another length.
+
+        Every lane goes on where it stopped. The fingerprint stays; the new plan's settings have one of `switches` more,
+        which makes it again from nothing.
+
+        Args:
+            window: Timesteps of a window from here on.
+            step: Windows of this plan that were consumed, all of them at most; `step_after` finds it from a token.
+
+        Raises:
+            PlanError: The plan has fewer windows.
+            TypeError, ValueError: An argument is of a wrong type or out of range, or the split or the tail does not
+                allow for another window length.
+        """
+        _at_least("step", step, 0)
+        if self.settings.window is None:
+            raise ValueError("AsIs() makes each sequence one window, whose length cannot change: use Naive()")
+        switches = self.settings.switches
+        if step:
+            switches = (*switches, (int(self.settings.window), int(step)))
+        settings = replace(self.settings, window=window, switches=switches)
+        rest = copy(self)
+        for cached in ("fingerprint", "occupancy"):
+            rest.__dict__.pop(cached, None)
+        rest.settings = settings
+        rest._layout = self._rest(int(step), int(self.settings.window))
+        rest._cut_into_windows(self._pieces.lengths(), int(window))
+        return rest
+
+    def step_after(self, token: StateToken) -> int:
+        """The window at which this plan goes on after a token of its own, of any of its lanes.
+
+        Raises:
+            ResumeError: The token is of another plan, epoch or window length, or of no whole window of this plan.
+        """
+        here = (self.fingerprint, self.epoch, self.settings.window, self.settings.switches)
+        there = (token.fingerprint, token.epoch, token.window, tuple(token.switches))
+        for name, mine, its in zip(("fingerprint", "epoch", "window", "switches"), here, there, strict=True):
+            if mine != its:
+                raise ResumeError(
+                    f"a token goes on in the plan that made it: its {name} is {its!r}, the plan's is {mine!r}: "
+                    "pass a token of this stream"
+                )
+        if not 0 <= token.step < self.num_windows:
+            raise ResumeError(f"the plan has windows 0 to {self.num_windows - 1}, got the token of window {token.step}")
+        cells = self.cells(token.step, token.step + 1, 0, int(self.settings.lanes))
+        for name in ("sequence", "start", "stop", "final"):
+            expected, got = getattr(cells, name)[0, token.lane], getattr(token, name)
+            wrong = np.flatnonzero(expected != got)
+            if len(wrong):
+                at = wrong[0]
+                raise ResumeError(
+                    f"window {token.step} of lane {token.lane[at]} has {name} {expected[at]} in the plan, "
+                    f"got {got[at]} in the token: pass the token of a whole window, as the stream made it"
+                )
+        return token.step + 1
+
+    @cached_property
+    def occupancy(self) -> Occupancy:
+        """How full the lanes are, over all windows and lanes."""
+        lanes = int(self.settings.lanes)
+        used = int(self._lane_windows.sum())
+        if self.settings.window is not None:
+            emitted = used * int(self.settings.window)
+        else:
+            # Every window is as long as the longest sequence in it.
+            longest = np.zeros(self.num_windows, np.int64)
+            lengths = self._pieces.lengths()
+            for low, high in pairwise(self._layout.first.tolist()):
+                held = longest[: high - low]
+                np.maximum(held, self._layout.lengths_of(lengths, low, high), out=held)
+            ended = np.bincount(self._lane_windows, minlength=self.num_windows + 1)
+            emitted = int((longest * (lanes - np.cumsum(ended)[:-1])).sum())
+        return Occupancy(
+            lane_windows=lanes * self.num_windows,
+            idle_lane_windows=lanes * self.num_windows - used,
+            timesteps=self.num_timesteps,
+            padding_timesteps=emitted - self.num_timesteps,
+        )
 
     def runs(self, first: int, stop: int, lane_start: int, lane_stop: int) -> Runs:
         """What the lanes `[lane_start, lane_stop)` hold in the windows `[first, stop)`; with `AsIs` in one window.
@@ -302,25 +418,29 @@ class Plan:
             first, stop: Windows, `0 <= first < stop <= num_windows`.
             lane_start, lane_stop: A run of lanes.
         """
-        lanes = np.arange(lane_start, lane_stop, dtype=np.int64)
+        lanes = np.arange(lane_start, lane_stop)
         base = lanes * (self.num_windows + 1)
         held = self._lane_windows[lane_start:lane_stop]
         end = np.minimum(held, stop)
-        low_piece = np.searchsorted(self._keys, base + first, "right") - 1
-        counts = np.searchsorted(self._keys, base + end - 1, "right") - low_piece
+        # Of the same dtype as the keys, which are searched as they are then.
+        dtype = self._keys.dtype
+        low_piece = np.searchsorted(self._keys, (base + first).astype(dtype), "right") - 1
+        counts = np.searchsorted(self._keys, (base + end - 1).astype(dtype), "right") - low_piece
         counts[end <= first] = 0
         lane = np.repeat(np.arange(len(lanes)), counts)
         piece = np.arange(len(lane)) + np.repeat(low_piece - (np.cumsum(counts) - counts), counts)
         begins = self._keys[piece] - base[lane]
-        is_last = piece == self._first[lanes + 1][lane] - 1
+        layout = self._layout
+        is_first = piece == layout.first[lanes][lane]
+        is_last = piece == layout.first[lanes + 1][lane] - 1
         next_begins = self._keys[np.minimum(piece + 1, len(self._keys) - 1)] - base[lane]
         run_first = np.maximum(begins, first)
         run_last = np.minimum(end[lane], np.where(is_last, held[lane], next_begins))
-        rows = self._rows[piece].astype(np.int64)
+        rows, offset, length = self._pieces.locate(layout.pieces[piece].astype(np.int64))
         low = self.selection.starts_of(rows)
         high = low + self.selection.lengths[rows]
-        begin = low + np.where(piece == self._first[lanes][lane], self._skip[lanes][lane], 0)
-        finish = high - np.where(is_last, self._cut[lanes][lane], 0)
+        begin = low + offset + np.where(is_first, layout.skip[lanes][lane], 0)
+        finish = low + offset + length - np.where(is_last, layout.cut[lanes][lane], 0)
         window = self.settings.window
         run_start, run_stop = begin, finish
         if window is not None:
@@ -329,7 +449,8 @@ class Plan:
             run_start = begin + (run_first - begins) * int(window)
             run_stop = np.minimum(begin + (run_last - begins) * int(window), finish)
         columns = [lane, run_first - first, run_last - first, self.selection.sequences_of(rows)]
-        columns += [run_start, run_stop, low, high, run_first == begins, run_stop == finish]
+        reset = (run_first == begins) & ~(is_first & layout.goes_on[lanes][lane])
+        columns += [run_start, run_stop, low, high, reset, run_stop == finish]
         idle = np.flatnonzero(held < stop)
         if len(idle):
             zeros = np.zeros(len(idle), np.int64)
@@ -372,6 +493,8 @@ class Plan:
             "tail": settings.tail,
             "shuffle": [int(settings.seed), settings.run] if settings.shuffle else None,
         }
+        if settings.longest is not None:
+            parts["longest"] = int(settings.longest)
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -386,7 +509,7 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> tuple[int, int]:
         >>> [lanes_of_rank(5, rank, 2) for rank in range(2)]
         [(0, 3), (3, 5)]
     """
-    _at_least_one("world_size", world_size)
+    _at_least("world_size", world_size, 1)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is one of 0 to world_size - 1 = {world_size - 1}, got {rank}")
     if lanes < world_size:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.errors import PlanError
+from streamseq.core.layout import Numbers, number_dtype
 
 Int64 = NDArray[np.int64]
 
@@ -47,6 +48,81 @@ class Selection:
     def starts_of(self, rows: Int64) -> Int64:
         """The first position of each of the spans `rows`, int64 of the shape of `rows`."""
         return np.zeros(rows.shape, np.int64) if self.start is None else self.start[rows]
+
+
+class Pieces:
+    """The pieces of spans that a layout gives to lanes: the spans, those longer than `longest` cut evenly.
+
+    A cut span of n timesteps is `ceil(n / longest)` pieces that differ by one timestep at most, the longer ones first,
+    with numbers that follow each other. Kept are only the spans that are cut, two numbers for each.
+
+    Args:
+        lengths: int64 [M], timesteps of each span.
+        longest: Timesteps of a piece at most; None to cut nothing.
+
+    Example:
+        >>> pieces = Pieces(np.array([7, 2]), longest=3)
+        >>> pieces.lengths().tolist()
+        [3, 2, 2, 2]
+        >>> [column.tolist() for column in pieces.locate(np.array([1, 3]))]
+        [[0, 1], [3, 0], [2, 2]]
+    """
+
+    def __init__(self, lengths: Int64, longest: int | None) -> None:
+        self._spans = lengths
+        self._longest = longest
+        self._cut: Numbers = np.empty(0, np.int64)
+        if longest is not None:
+            self._cut = np.flatnonzero(lengths > longest)
+        extra = self._counts(self._cut) - 1
+        self._count = len(lengths) + int(extra.sum())
+        # The number of the first piece of each span that is cut.
+        self._first: Numbers = self._cut + np.cumsum(extra) - extra
+        self._cut = self._cut.astype(number_dtype(self._count))
+        self._first = self._first.astype(number_dtype(self._count))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _counts(self, spans: Numbers) -> Int64:
+        """How many pieces each of some spans that are cut is cut into."""
+        return -(-self._spans[spans] // (self._longest or 1))
+
+    def lengths(self) -> Numbers:
+        """Timesteps of each piece: int64 or int32 [P]."""
+        if not len(self._cut):
+            return self._spans
+        longest = int(self._longest or 1)
+        lengths = np.empty(len(self), number_dtype(longest))
+        counts = self._counts(self._cut)
+        whole = np.ones(len(self), np.bool_)
+        places = np.repeat(self._first - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+        whole[places] = False
+        uncut = np.ones(len(self._spans), np.bool_)
+        uncut[self._cut] = False
+        lengths[whole] = self._spans[uncut]
+        share, longer = np.divmod(self._spans[self._cut], counts)
+        within = places - np.repeat(self._first, counts)
+        lengths[places] = np.repeat(share, counts) + (within < np.repeat(longer, counts))
+        return lengths
+
+    def locate(self, pieces: Int64) -> tuple[Int64, Int64, Int64]:
+        """Of pieces: the span that each is of, where in that span it starts, and its timesteps, int64 each."""
+        if not len(self._cut):
+            return pieces, np.zeros(pieces.shape, np.int64), self._spans[pieces]
+        # The last cut span that begins at or before each piece.
+        near = np.searchsorted(self._first, pieces.astype(self._first.dtype), "right") - 1
+        before = near < 0
+        near = np.maximum(near, 0)
+        span = self._cut[near].astype(np.int64)
+        count = self._counts(span)
+        within = pieces - self._first[near]
+        inside = ~before & (within < count)
+        share, longer = np.divmod(self._spans[span], count)
+        start = np.where(inside, within * share + np.minimum(within, longer), 0)
+        outside = np.where(before, pieces, span + 1 + within - count)
+        span = np.where(inside, span, outside)
+        return span, start, np.where(inside, share + (within < longer), self._spans[span])
 
 
 def select_all(lengths: Int64) -> Selection:

@@ -29,6 +29,8 @@ class Position:
         epoch: The epoch.
         step: The next window of that epoch, from 0.
         window: Timesteps of a window; None where each sequence is one.
+        switches: `(window, step)` pairs: the epoch began with `step` windows of `window` timesteps, and so on; the
+            windows that `step` counts came after them.
     """
 
     fingerprint: str
@@ -36,16 +38,18 @@ class Position:
     epoch: int
     step: int
     window: int | None
+    switches: tuple[tuple[int, int], ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position as plain strings and integers."""
-        return {
+        """The position as plain strings, integers and lists; without `switches` where there are none."""
+        state: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "version": self.version,
             "epoch": self.epoch,
             "step": self.step,
             "window": self.window,
         }
+        return {**state, "switches": [list(each) for each in self.switches]} if self.switches else state
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Position:
@@ -54,14 +58,29 @@ class Position:
         Raises:
             ResumeError: `state` is something else.
         """
-        whole = isinstance(state, Mapping) and set(state) >= set(cls.__slots__)
+        names = [name for name in cls.__slots__ if name != "switches"]
+        whole = isinstance(state, Mapping) and set(state) >= set(names)
         if not whole or not all(_is_count(state[name]) for name in ("version", "epoch", "step")):
             raise ResumeError(
                 "a stream's position holds fingerprint, version, epoch, step and window, got "
                 f"{sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__}: "
                 "pass what state_dict() of a stream, loader or token returned"
             )
-        return cls(**{name: state[name] for name in cls.__slots__})
+        return cls(**{name: state[name] for name in names}, switches=_switches(state.get("switches", ())))
+
+
+def _switches(saved: object) -> tuple[tuple[int, int], ...]:
+    pairs = [tuple(each) if isinstance(each, list | tuple) else () for each in _listed(saved)]
+    if any(len(pair) != 2 or not all(_is_count(number) and number for number in pair) for pair in pairs):
+        raise ResumeError(
+            f"switches of a position are pairs of a window length and a number of windows, got {saved!r}: "
+            "pass what state_dict() of a stream, loader or token returned"
+        )
+    return tuple((window, step) for window, step in pairs)
+
+
+def _listed(saved: object) -> list[object]:
+    return list(saved) if isinstance(saved, list | tuple) else [saved]
 
 
 def _is_count(value: object) -> bool:
@@ -79,6 +98,7 @@ class TokenRows:
         fingerprint: Of the plan.
         version: Of the store.
         window: Timesteps of a window; None where each sequence is one.
+        switches: Windows of other lengths with which the epoch began, as in `Position`.
     """
 
     cells: Callable[[], Cells]
@@ -88,6 +108,7 @@ class TokenRows:
     fingerprint: str
     version: int
     window: int | None
+    switches: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def _cells(self) -> Cells:
@@ -139,6 +160,7 @@ class StateToken(_FromRows):
         fingerprint: Of the plan.
         version: Of the store.
         window: Timesteps of a window; None where each sequence is one.
+        switches: Windows of other lengths with which the epoch began, as in `Position`.
     """
 
     sequence: Int64
@@ -152,6 +174,7 @@ class StateToken(_FromRows):
     fingerprint: str
     version: int
     window: int | None
+    switches: tuple[tuple[int, int], ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         # Called where a slot has no value yet.
@@ -207,6 +230,7 @@ class StateToken(_FromRows):
             epoch=self.epoch,
             step=self.step + 1,
             window=self.window,
+            switches=self.switches,
         ).state_dict()
 
     def cut(self, start: int, stop: int) -> StateToken:
