@@ -46,6 +46,9 @@ class BlockReader:
         self._buffers = buffers
         names = [emitted.field for emitted in view.emitted.values()]
         self._reader = store.reader(names, limits.chunks, limits.ahead if ahead else 0)
+        self._chunk_bytes = (limits.chunks + (limits.ahead if ahead else 0)) * sum(
+            store.decoded_chunk_bytes[name] for name in set(names)
+        )
         self._lock = threading.Lock()
         self._requests = Requests(plan, view, self._reader, store.version)
 
@@ -57,6 +60,11 @@ class BlockReader:
     def counts(self) -> ReaderCounts:
         """What was read and decoded so far."""
         return self._reader.counts
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory for blocks, and the most that decoded chunks may take."""
+        return self._buffers.nbytes() + self._chunk_bytes
 
     def requests(self, steps: range) -> Iterator[Request]:
         """What `read` reads of the windows `steps`, in order: blocks, or single windows that are not consecutive."""
@@ -101,11 +109,10 @@ class BlockReader:
 
     def _fill(self, name: str, column: Column, windows: int) -> Tensor:
         """[W, B, K, *D] or [W, K, B, *D] of one tensor of the windows."""
-        field, most = self._fields[name], self._limits.chunks
+        field, most = self._fields[name], self._limits.batch
         block = self._take(windows, column.rows, field.shape, field.dtype)
         if len(column.padding):
             copy_pieces(block, column.rows, [], column.padding)
-        # All chunks of a block are held at once, but where there is no room for them.
         for first in range(0, len(column.chunks), most):
             last = first + most
             with self._lock:

@@ -25,6 +25,7 @@ class Buffers:
     """
 
     def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._arrays: deque[NDArray[Any]] = deque(maxlen=limit)
         self._lock = threading.Lock()
 
@@ -43,6 +44,6 @@ class Buffers:
         with self._lock:
             return sum(array.nbytes for array in self._arrays)
 
-    def __reduce__(self) -> tuple[type[Buffers], tuple[int | None]]:
+    def __reduce__(self) -> tuple[type[Buffers], tuple[int]]:
         # Memory stays in its process.
-        return Buffers, (self._arrays.maxlen,)
+        return Buffers, (self.limit,)

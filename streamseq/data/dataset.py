@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from streamseq.core.errors import ResumeError
 from streamseq.core.plan import Plan, PlanSettings, lanes_of_rank
 from streamseq.core.selection import Selection, select_all, select_spans
 from streamseq.core.shuffle import RUN
+from streamseq.core.sizes import parse_bytes
 from streamseq.core.splits import Naive, Split
 from streamseq.core.tokens import Position
 from streamseq.data.blocks import BlockReader
 from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
-from streamseq.data.limits import Limits, usual_limits
+from streamseq.data.limits import Limits, Needs, limits_within, usual_limits
 from streamseq.data.requests import Emitted, View
 from streamseq.data.window import Window
 from streamseq.storage.interface import Store
@@ -46,9 +49,13 @@ class StreamDataset(IterableDataset[Window]):
         tail: "pad" or "drop", for what is left of a sequence after its last whole window.
         layout: "sequences": whole sequences fill the lanes; "even": the data is cut into B equal runs.
         rank, world_size: This process and how many there are; ranks own contiguous runs of lanes.
+        memory: The most that an iteration's windows and decoded chunks may take, in bytes or as text such as "500MB";
+            windows that you keep yourself and the plan (12 bytes a sequence) come on top. None: blocks of about 8 MB
+            and a chunk for each lane, which is fastest.
 
     Raises:
-        PlanError: Nothing to emit, or fewer lanes than ranks.
+        PlanError: Nothing to emit, fewer lanes than ranks, or not enough `memory`; when iterating with a loader that
+            reads more blocks ahead than fit.
         KeyError: A field, or the id of a sequence, is not in the store.
         TypeError, ValueError: An argument is of a wrong type or out of range.
 
@@ -80,6 +87,7 @@ class StreamDataset(IterableDataset[Window]):
         layout: str = "sequences",
         rank: int = 0,
         world_size: int = 1,
+        memory: int | str | None = None,
     ) -> None:
         if not isinstance(store, Store):
             raise TypeError(
@@ -100,15 +108,24 @@ class StreamDataset(IterableDataset[Window]):
         lane_start, lane_stop = lanes_of_rank(lanes, rank, world_size)
         self._view = View(emitted=emitted, lane_start=lane_start, lane_stop=lane_stop, batch_first=bool(batch_first))
         self._selection = _selection(store, sequences)
+        self._memory = None if memory is None else parse_bytes(memory)
         self._cursor = Cursor()
         self._cursor.set_epoch(_epoch(epoch))
         self._plan = self._make_plan()
         #: The window at which the stream goes on: what was handed out before it counts as consumed.
         self.position = 0
-        # Blocks that wait, one that is filled and one that is looked at; a tensor for each name and a mask.
-        self._buffers = Buffers(8 * (len(emitted) + 1))
+        self._buffers = Buffers(1)
         self._reader: BlockReader | None = None
         self._reader_owner: object = None
+        # Says at once what cannot work, and what is not likely to be meant.
+        self._limits(blocks=2)
+        held = int(np.count_nonzero(self._selection.lengths))
+        if held < self.lanes and layout == "sequences" and window is not None:
+            warnings.warn(
+                f"fewer sequences than lanes: {held} for {lanes}, so {lanes - held} lanes stay idle; "
+                f'layout="even" cuts the data into {lanes} runs of equal length instead',
+                stacklevel=2,
+            )
 
     def _make_plan(self) -> Plan:
         return Plan(self._selection, self._settings, contents=self.store.fingerprint, epoch=self._cursor.epoch)
@@ -168,19 +185,35 @@ class StreamDataset(IterableDataset[Window]):
             self._reader, self._reader_owner = self.open_reader(), owner
         return self._reader
 
-    def open_reader(self, ahead: bool = False) -> BlockReader:
+    def open_reader(self, ahead: int = 0) -> BlockReader:
         """A reader of the current epoch's windows.
 
         Args:
-            ahead: Whether a thread of the reader's own decodes chunks before they are needed.
+            ahead: Blocks that are read ahead. With some, a thread of the reader's own decodes chunks before they are
+                needed.
         """
-        return BlockReader(self.store, self.plan, self._view, self._limits(), self._buffers, ahead)
+        # One more is filled, and one is looked at.
+        blocks = ahead + 2
+        tensors = len(self._view.emitted) + 1
+        if self._buffers.limit != blocks * tensors:
+            self._buffers = Buffers(blocks * tensors)
+        return BlockReader(self.store, self.plan, self._view, self._limits(blocks), self._buffers, ahead > 0)
 
-    def _limits(self) -> Limits:
-        view = self._view
-        lanes = view.lanes
-        step_bytes = sum(self.store.fields[emitted.field].step_bytes for emitted in view.emitted.values())
-        return usual_limits(lanes, None if self.window is None else lanes * self.window * step_bytes)
+    def _limits(self, blocks: int) -> Limits:
+        view, plan = self._view, self.plan
+        # With a byte for each timestep of the mask.
+        step_bytes = 1 + sum(self.store.fields[emitted.field].step_bytes for emitted in view.emitted.values())
+        needs = Needs(
+            lanes=view.lanes,
+            window_bytes=view.lanes * (plan.longest if self.window is None else self.window) * step_bytes,
+            single=self.window is None,
+            chunk_bytes=sum(
+                self.store.decoded_chunk_bytes[name] for name in {each.field for each in view.emitted.values()}
+            ),
+            shuffle=self._settings.shuffle,
+            blocks=blocks,
+        )
+        return usual_limits(needs) if self._memory is None else limits_within(needs, self._memory)
 
     def __iter__(self) -> Iterator[Window]:
         worker = get_worker_info()

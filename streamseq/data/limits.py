@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamseq.core.errors import PlanError
 from streamseq.core.shuffle import GROUP, RUN
+from streamseq.core.sizes import format_bytes
 
 BLOCK_BYTES = 8 << 20
 MAX_WINDOWS = 256
 # Chunks of each field that are decoded ahead at most.
 MAX_AHEAD = 16
+# Chunks beside those of the lanes: lanes that follow each other share some.
+_SHARED_CHUNKS = 8
+# Blocks that are filled at a time: while one thread finds out what the next block needs or waits for a chunk, the other
+# one copies.
+THREADS = 2
+# What decoding uses beside the chunks: one that is read, and one that is dropped but not used again yet.
+_DECODING = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +35,68 @@ class Limits:
     chunks: int
     ahead: int
 
+    @property
+    def batch(self) -> int:
+        """Chunks that are copied from at a time, and held although they may have been dropped."""
+        return max(1, self.chunks // 8)
 
-def usual_limits(lanes: int, window_bytes: int | None) -> Limits:
-    """What is fast: blocks of about `BLOCK_BYTES`, a chunk for each lane and those that shuffled sequences share.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the memory of a stream depends on.
 
     Args:
         lanes: Lanes of this rank.
-        window_bytes: Of all tensors of a window, masks left out; None where each sequence is a window.
+        window_bytes: Of all tensors of a window and its mask; with the as-is split of the longest one.
+        single: Whether blocks are single windows, as with the as-is split.
+        chunk_bytes: Of a decoded chunk of each field together; 0 where nothing is decoded.
+        shuffle: Whether sequences are shuffled, and chunks are needed for longer.
+        blocks: Blocks that are held at a time: read ahead, being read, and looked at.
     """
-    windows = 1 if window_bytes is None else min(MAX_WINDOWS, max(1, BLOCK_BYTES // window_bytes))
-    return Limits(windows=windows, chunks=lanes + 2 * GROUP * RUN, ahead=min(lanes, MAX_AHEAD))
+
+    lanes: int
+    window_bytes: int
+    single: bool
+    chunk_bytes: int
+    shuffle: bool
+    blocks: int
+
+    def total_bytes(self, limits: Limits) -> int:
+        """The most that a reader with these limits holds."""
+        chunks = limits.chunks + THREADS * limits.batch + limits.ahead + _DECODING
+        return chunks * self.chunk_bytes + self.blocks * limits.windows * self.window_bytes
+
+
+def usual_limits(needs: Needs) -> Limits:
+    """What is fast: blocks of about `BLOCK_BYTES`, a chunk for each lane and those that shuffled sequences share."""
+    windows = 1 if needs.single else min(MAX_WINDOWS, max(1, BLOCK_BYTES // max(1, needs.window_bytes)))
+    shared = 2 * GROUP * RUN if needs.shuffle else _SHARED_CHUNKS
+    return Limits(windows=windows, chunks=needs.lanes + shared, ahead=min(needs.lanes, MAX_AHEAD))
+
+
+def limits_within(needs: Needs, memory: int) -> Limits:
+    """The limits that are fastest in `memory` bytes.
+
+    First fewer chunks are decoded ahead, then blocks get smaller. Where there is not room for a chunk of each lane,
+    blocks are as large as they can be instead, for then every block decodes the chunks of all its lanes again.
+
+    Raises:
+        PlanError: There is not room for single windows and a few chunks; it says how much there must be.
+    """
+    usual = usual_limits(needs)
+    if needs.total_bytes(usual) <= memory:
+        return usual
+    for chunks, ahead in ((usual.chunks, 2), (needs.lanes + _SHARED_CHUNKS, 2), (needs.lanes, 1), (1, 1)):
+        limits = Limits(windows=1, chunks=chunks, ahead=ahead)
+        left = memory - needs.total_bytes(limits)
+        if left >= 0:
+            more = 0 if needs.single else left // (needs.blocks * needs.window_bytes)
+            # Where the chunks of the lanes are kept, larger blocks than usual gain nothing.
+            most = usual.windows if chunks >= needs.lanes else 1 + more
+            return Limits(windows=min(most, 1 + more), chunks=chunks, ahead=ahead)
+    least = needs.total_bytes(Limits(windows=1, chunks=1, ahead=1))
+    raise PlanError(
+        f"memory={format_bytes(memory)} is too little: {needs.blocks} blocks of at least one window of "
+        f"{format_bytes(needs.window_bytes)} and the decoding of chunks of {format_bytes(needs.chunk_bytes)} take "
+        f"{least:,} bytes: pass memory={least}, fewer lanes, a shorter window, or write the store with smaller chunks"
+    )

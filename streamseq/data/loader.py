@@ -9,6 +9,7 @@ import torch
 
 from streamseq.data.dataset import StreamDataset
 from streamseq.data.readahead import ReadAhead
+from streamseq.data.stats import LoaderStats
 from streamseq.data.window import Window
 
 
@@ -44,6 +45,7 @@ class StreamLoader:
         self.stream = stream
         self.prefetch = prefetch
         self.device = None if device is None else torch.device(device)
+        self._ahead: ReadAhead | None = None
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -56,7 +58,7 @@ class StreamLoader:
 
     def _iterate(self, steps: range) -> Iterator[Window]:
         step, stream, device = steps.start, self.stream, self.device
-        ahead = ReadAhead(stream.open_reader(ahead=True), steps, self.prefetch)
+        ahead = self._ahead = ReadAhead(stream.open_reader(ahead=self.prefetch), steps, self.prefetch)
         try:
             while (block := ahead.take()) is not None:
                 # Nothing is called for a window that need not be: hundreds of thousands a second pass here.
@@ -66,6 +68,11 @@ class StreamLoader:
                     yield window
         finally:
             ahead.close()
+
+    @property
+    def stats(self) -> LoaderStats:
+        """What the iteration that runs, or ran last, did and waited for."""
+        return LoaderStats() if self._ahead is None else self._ahead.stats(self.stream.position)
 
     def _to_device(self, window: Window) -> Window:
         if self.device is None:

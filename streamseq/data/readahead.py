@@ -8,13 +8,12 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from streamseq.data.blocks import BlockReader
+from streamseq.data.limits import THREADS
+from streamseq.data.stats import LoaderStats
 from streamseq.data.window import Window
 
 Outcome = list[Window] | Exception | None
 """The windows of a block, what went wrong, or that there are no more."""
-
-# While one thread finds out what the next block needs or waits for a chunk, the other one copies.
-_THREADS = 2
 
 
 class ReadAhead:
@@ -31,12 +30,15 @@ class ReadAhead:
         self._requests = reader.requests(steps)
         self._turn = threading.Lock()
         self._taken = 0
-        self._pool = ThreadPoolExecutor(min(_THREADS, blocks), "streamseq-reader")
+        self._pool = ThreadPoolExecutor(min(THREADS, blocks), "streamseq-reader")
         self._coming: deque[Future[tuple[int, Outcome]]] = deque()
         self._early: dict[int, Outcome] = {}
         self._next = 0
-        #: Seconds that somebody waited for a block.
-        self.waited = 0.0
+        self._first = steps.start
+        self._begin = time.perf_counter()
+        self._end: float | None = None
+        self._waited = 0.0
+        self._num_bytes = 0
         for _ in range(blocks):
             self._coming.append(self._pool.submit(self._read))
 
@@ -66,15 +68,38 @@ class ReadAhead:
             number, outcome = self._coming.popleft().result()
             self._early[number] = outcome
             self._coming.append(self._pool.submit(self._read))
-        self.waited += time.perf_counter() - begin
+        self._waited += time.perf_counter() - begin
         outcome = self._early.pop(self._next)
         self._next += 1
         if isinstance(outcome, Exception):
             raise outcome
+        if outcome:
+            self._num_bytes += len(outcome) * sum(outcome[0][name].nbytes for name in outcome[0])
         return outcome
+
+    def stats(self, position: int) -> LoaderStats:
+        """What was done so far.
+
+        Args:
+            position: The window after the last one that was handed out.
+        """
+        reader, counts = self._reader, self._reader.counts
+        windows = max(0, position - self._first)
+        return LoaderStats(
+            windows=windows,
+            num_bytes=self._num_bytes,
+            seconds=(self._end or time.perf_counter()) - self._begin,
+            waited=self._waited,
+            chunks=counts.loaded,
+            decoded=counts.decoded,
+            decoded_bytes=counts.decoded_bytes,
+            decoding=counts.decoding,
+            memory_bytes=reader.memory_bytes,
+        )
 
     def close(self) -> None:
         """End the threads, and let go of what they read."""
+        self._end = self._end or time.perf_counter()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._coming.clear()
         self._early.clear()

@@ -130,6 +130,20 @@ class DiskStore(Store):
         """See `Store.chunk_timesteps`."""
         return dict(self.layout.chunk_timesteps)
 
+    @property
+    def decoded_chunk_bytes(self) -> Mapping[str, int]:
+        """See `Store.decoded_chunk_bytes`."""
+        layout = self.layout
+        # What is stored as it is is read to where it is needed; Arrow stores truth values as bits.
+        decoded = {
+            name: layout.codecs[name] != "none" or (field.dtype.kind == "b" and layout.backend == "arrow")
+            for name, field in layout.fields.items()
+        }
+        return {
+            name: layout.chunk_timesteps[name] * field.step_bytes * decoded[name]
+            for name, field in layout.fields.items()
+        }
+
     def __len__(self) -> int:
         return self.snapshot.num_sequences
 

@@ -271,6 +271,11 @@ class Store(ABC):
 
     @property
     @abstractmethod
+    def decoded_chunk_bytes(self) -> Mapping[str, int]:
+        """What a chunk of each field takes in memory while it is kept decoded; 0 where nothing is decoded."""
+
+    @property
+    @abstractmethod
     def chunk_timesteps(self) -> Mapping[str, int]:
         """Timesteps that are decoded at once, by field."""
 

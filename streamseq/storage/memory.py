@@ -135,6 +135,11 @@ class MemoryStore(Store):
         """What a store on disk would have; nothing is decoded here."""
         return {name: timesteps_of_bytes(CHUNK_BYTES, field) for name, field in self._fields.items()}
 
+    @property
+    def decoded_chunk_bytes(self) -> Mapping[str, int]:
+        """Zeros: nothing is decoded."""
+        return dict.fromkeys(self._fields, 0)
+
     def reader(self, fields: Sequence[str], cache_chunks: int, ahead: int = 0) -> Reader:
         """See `Store.reader`."""
         check_limits(cache_chunks, ahead)

@@ -72,11 +72,14 @@ class DiskReader(Reader):
     ) -> None:
         self._rows = rows
         self._fields = version.layout.fields
+        self._counted = ReaderCounts()
         self._decoder = ThreadPoolExecutor(1, "streamseq-decoder") if ahead else None
         open_files = max(4, _OPEN_FILES // max(1, len(fields)))
         decoder = self._decoder
         self._columns = {
-            name: _Column(folder, version, name, ChunkCache(cache_chunks, uses, not ahead), open_files, decoder, ahead, checked)
+            name: _Column(
+                folder, version, name, ChunkCache(cache_chunks, uses, not ahead), open_files, decoder, ahead, checked
+            )
             for name, uses in Counter(fields).items()
         }
 
@@ -93,7 +96,7 @@ class DiskReader(Reader):
     @property
     def counts(self) -> ReaderCounts:
         """See `Reader.counts`."""
-        total = ReaderCounts()
+        total = self._counted
         for column in self._columns.values():
             total += column.counts
         return total
@@ -128,6 +131,7 @@ class DiskReader(Reader):
         """See `Reader.close`."""
         if self._decoder is not None:
             self._decoder.shutdown(wait=True, cancel_futures=True)
+        self._counted = self.counts
         for column in self._columns.values():
             column.close()
         self._columns = {}
