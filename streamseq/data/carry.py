@@ -151,5 +151,5 @@ def unpack_token(packed: Mapping[str, Any] | None) -> StateToken | None:
     """The token that `pack_token` packed."""
     if packed is None:
         return None
-    values: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in packed.items()}
+    values: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in packed.items()}
     return StateToken(**values)

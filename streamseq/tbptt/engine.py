@@ -100,10 +100,12 @@ class TBPTT:
         self._replay = Replay(model)
         self._past = Past(None)
         self._token: StateToken | None = None
+        self._newest: Window | None = None
         # Times are emitted timesteps; time 0 is the start of window `_origin`.
         self._origin = 0
         self._began: NDArray[np.int64] = np.zeros(0, np.int64)
         self._kept: tuple[int, Any] | None = None
+        self._loaded_axes: list[int | None] | None = None
 
     def updates(self, source: Iterable[Window]) -> Iterator[Update]:
         """The updates of an epoch, each with its gradient added to the parameters' `.grad`.
@@ -179,6 +181,7 @@ class TBPTT:
             self._kept = None
         self._began = np.full(len(anew), time) if anew.all() else np.where(anew, time, self._began)
         self._token = token
+        self._newest = window
         self._past.add(window)
         return time
 
@@ -278,6 +281,8 @@ class TBPTT:
                 cut_stretches(start, time, keep, window=length, origin=self._origin, segment=length, keep=keep)
             )
             self._keep_state(sweep, window, start, keep)
+        else:
+            self._kept = None
 
     @staticmethod
     def _keep(grid: Grid, window: Window, stop: int) -> int:
@@ -334,9 +339,13 @@ class TBPTT:
     def state_dict(self) -> dict[str, Any]:
         """What the next update goes on from, for `torch.load(weights_only=True)`; whole at `at_window_end`.
 
-        It holds the one kept state and where the timesteps before the next window lie, not the timesteps.
+        It holds the one kept state and where the timesteps before the next window lie, not the timesteps. Each rank
+        has its own lanes' part; for another number of ranks see `streamseq.training.redistribute`.
         """
-        kept = None if self._kept is None else {"time": self._kept[0], "state": states.pack(self._kept[1])}
+        kept = None
+        if self._kept is not None:
+            time, state = self._kept
+            kept = {"time": time, "state": states.pack(state, self._lane_axes_of(state))}
         return {
             "k1": self._grid.k1,
             "k2": self._grid.k2,
@@ -344,6 +353,18 @@ class TBPTT:
             "began": torch.from_numpy(self._began.copy()),
             "kept": kept,
         }
+
+    def _lane_axes_of(self, state: Any) -> list[int | None] | None:
+        """The lane axis of each leaf of a state, None where they cannot be told."""
+        if self._newest is None:
+            return self._loaded_axes
+        random = torch.get_rng_state()
+        try:
+            return self._model._lane_axes(self._newest, state)
+        except Exception:
+            # A probe may fail in a model for one number of lanes only, and such a model is saved too.
+            torch.set_rng_state(random)
+            return None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned; load the stream's position with it.
@@ -363,8 +384,10 @@ class TBPTT:
             )
         kept = state["kept"]
         self._token = unpack_token(state["token"])
-        self._began = state["began"].numpy()
+        self._began = state["began"].cpu().numpy()
         self._kept = None if kept is None else (kept["time"], states.unpack(kept["state"]))
+        self._newest = None
+        self._loaded_axes = None if kept is None else kept["state"]["axes"]
         self._past.clear()
 
 

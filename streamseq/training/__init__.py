@@ -27,6 +27,7 @@ from streamseq.training.checkpoint import load_checkpoint, read_checkpoint, save
 from streamseq.training.evaluate import Evaluation, evaluate
 from streamseq.training.model import ByteLanguageModel, next_byte_loss
 from streamseq.training.progress import Progress, ProgressBar, Reporter
+from streamseq.training.redistribute import redistribute, redistribute_checkpoints
 from streamseq.training.result import TrainingResult
 from streamseq.training.settings import TrainingSettings
 from streamseq.training.threads import choose_threads
@@ -47,6 +48,8 @@ __all__ = [
     "load_model",
     "next_byte_loss",
     "read_checkpoint",
+    "redistribute",
+    "redistribute_checkpoints",
     "save_checkpoint",
     "train",
 ]
