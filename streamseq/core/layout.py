@@ -55,7 +55,7 @@ class Layout:
 
     def lengths_of(self, lengths: Numbers, start: int, stop: int) -> Int64:
         """int64, timesteps of the pieces `[start, stop)` that are held, of `lengths` [P] timesteps in all."""
-        part = lengths[self.pieces[start:stop]].astype(np.int64)
+        part = lengths.take(self.pieces[start:stop]).astype(np.int64, copy=False)
         held = self.held
         for at, less in ((self.first[:-1][held], self.skip[held]), (self.first[1:][held] - 1, self.cut[held])):
             low, high = np.searchsorted(at, (start, stop))
@@ -130,11 +130,11 @@ def fill_lanes(lengths: Numbers, lanes: int, order: Numbers | None = None) -> La
     number = np.zeros((lanes, groups), dtype)
     for group in range(groups):
         part = slice(group * size, (group + 1) * size)
-        taking, ends = _deal(lengths[part] if order is None else lengths[order[part]], load)
+        taking, ends = _deal(lengths[part] if order is None else lengths.take(order[part]), load)
         begin[taking, group] = group * size + np.concatenate([[0], ends[:-1]])
         number[taking, group] = np.diff(ends, prepend=0)
     done = groups * size
-    rest = _fill_one_by_one(lengths[done:] if order is None else lengths[order[done:]], load)
+    rest = _fill_one_by_one(lengths[done:] if order is None else lengths.take(order[done:]), load)
     last = done + np.argsort(rest, kind="stable")
     last_first = np.concatenate([[0], np.cumsum(np.bincount(rest, minlength=lanes))])
     first = np.concatenate([[0], np.cumsum(number.sum(1, dtype=np.int64) + np.diff(last_first))])
@@ -148,10 +148,10 @@ def fill_lanes(lengths: Numbers, lanes: int, order: Numbers | None = None) -> La
             shift = begin[lane, group : group + step] - (np.cumsum(counts, dtype=dtype) - counts)
             places = np.repeat(shift, counts)
             places += np.arange(len(places), dtype=dtype)
-            pieces[at : at + len(places)] = places if order is None else order[places]
+            pieces[at : at + len(places)] = places if order is None else order.take(places)
             at += len(places)
         places = last[last_first[lane] : last_first[lane + 1]]
-        pieces[at : at + len(places)] = places if order is None else order[places]
+        pieces[at : at + len(places)] = places if order is None else order.take(places)
     return _whole_pieces(pieces, first)
 
 

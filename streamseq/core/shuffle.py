@@ -81,20 +81,28 @@ def shuffled_order(lengths: Numbers, run: int, seed: int, epoch: int) -> Numbers
         sizes = number[part]
         index = np.repeat(starts[part] - (np.cumsum(sizes, dtype=order.dtype) - sizes), sizes)
         index += np.arange(low - begin, dtype=order.dtype)
-        # One sort of (group, random, place) packed into 64 bits is several times faster than a sort by three keys,
-        # and has no ties that another sorting algorithm could resolve otherwise.
-        place_bits = max(1, (low - begin - 1).bit_length())
-        group_bits = (last - first - 1).bit_length()
-        keys = random_keys(low - begin, seed, epoch, 2, begin)
-        keys >>= np.uint64(group_bits + place_bits)
-        keys <<= np.uint64(place_bits)
-        keys |= np.arange(low - begin, dtype=np.uint64)
-        if group_bits:
-            group = np.arange(last - first, dtype=np.uint64) << np.uint64(64 - group_bits)
-            keys |= np.repeat(group, np.diff(ends[first:last], prepend=begin))
-        keys.sort()
-        keys &= np.uint64((1 << place_bits) - 1)
-        order[begin:low] = index[keys.view(np.int64)]
+        order[begin:low] = index.take(_shuffled_within(np.diff(ends[first:last], prepend=begin), begin, seed, epoch))
+    return order
+
+
+def _shuffled_within(sizes: Int64, first: int, seed: int, epoch: int) -> Int64:
+    """The order that shuffles consecutive groups of some sizes, none of them 0, each in its place: int64 [sum(sizes)].
+
+    A radix sort by 16 bits at a time, several times faster than a comparison of (group, random number). What it gives
+    does not depend on the algorithm, as the sorts are stable.
+
+    Args:
+        sizes: int64 [G], G at most 2^16.
+        first: How many random numbers were used before.
+    """
+    random = random_keys(int(sizes.sum()), seed, epoch, 2, first)
+    # Equal numbers stay in order: 16 bits leave few of them in groups of some thousands, larger groups get 32.
+    digits = [(random >> np.uint64(shift)).astype(np.uint16) for shift in ((0,) if sizes.max() < 2**14 else (0, 16))]
+    if len(sizes) > 1:
+        digits.append(np.repeat(np.arange(len(sizes), dtype=np.uint16), sizes))
+    order = np.argsort(digits[0], kind="stable")
+    for digit in digits[1:]:
+        order = order.take(np.argsort(digit.take(order), kind="stable"))
     return order
 
 
@@ -111,7 +119,10 @@ def _run_starts(lengths: Numbers, run: int) -> Numbers:
         run_of -= part
         run_of += done
         run_of //= run
-        starts.append((np.flatnonzero(np.diff(run_of, prepend=before)) + first).astype(dtype))
+        new = np.empty(len(part), np.bool_)
+        new[0] = run_of[0] != before
+        np.not_equal(run_of[1:], run_of[:-1], out=new[1:])
+        starts.append((np.flatnonzero(new) + first).astype(dtype))
         done, before = done + total, int(run_of[-1])
     return np.concatenate(starts) if starts else np.empty(0, dtype)
 
