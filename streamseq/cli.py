@@ -225,6 +225,29 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
 
 
 @commands.command()
+@click.argument("store")
+@click.option("--lanes", type=int, default=32, show_default=True, help="Sequences side by side.")
+@click.option("--window", type=int, default=256, show_default=True, help="Timesteps of a window.")
+@click.option("--layout", type=click.Choice(["sequences", "even"]), default="sequences", show_default=True)
+@click.option("--shuffle", is_flag=True, help="Take the sequences in a random order.")
+@click.option("--memory", metavar="BYTES", help='A budget for windows and decoded chunks, such as "500MB".')
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="How long each of two passes may take.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
+def bench(
+    store: str, lanes: int, window: int, layout: str, shuffle: bool, memory: str | None, seconds: float, as_json: bool
+) -> None:
+    """Stream STORE and show how fast that is, beside how fast this machine copies and decodes."""
+    from streamseq.data.bench import bench as measure
+    from streamseq.data.dataset import StreamDataset
+    from streamseq.storage.store import open as open_store
+
+    opened = open_store(store)
+    stream = StreamDataset(opened, lanes, window, layout=layout, shuffle=shuffle, memory=memory)
+    result = measure(opened, stream, seconds)
+    click.echo(json.dumps(result.as_dict()) if as_json else result.as_table())
+
+
+@commands.command()
 @click.option("--out", metavar="DIR", default="streamseq-demo", show_default=True, help="Where to put what it makes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON, the story elsewhere.")
 def demo(out: str, as_json: bool) -> None:

@@ -149,6 +149,11 @@ class StreamDataset(IterableDataset[Window]):
         return self._settings.window
 
     @property
+    def fields(self) -> list[str]:
+        """The fields of the store that are read, each once."""
+        return list(dict.fromkeys(each.field for each in self._view.emitted.values()))
+
+    @property
     def batch_first(self) -> bool:
         """Whether lanes come before timesteps."""
         return self._view.batch_first
@@ -207,9 +212,7 @@ class StreamDataset(IterableDataset[Window]):
             lanes=view.lanes,
             window_bytes=view.lanes * (plan.longest if self.window is None else self.window) * step_bytes,
             single=self.window is None,
-            chunk_bytes=sum(
-                self.store.decoded_chunk_bytes[name] for name in {each.field for each in view.emitted.values()}
-            ),
+            chunk_bytes=sum(self.store.decoded_chunk_bytes[name] for name in self.fields),
             shuffle=self._settings.shuffle,
             blocks=blocks,
         )

@@ -293,3 +293,35 @@ def test_train_has_an_option_for_every_setting_and_shows_its_default():
             assert (shown == "shuffle") == field.default
         elif field.default is not None:
             assert type(field.default)(shown) == field.default, field.name
+
+
+def test_bench_prints_a_table_or_json(run):
+    with ss.create("s.zarr", {"x": ss.Field("int32", codec="zstd")}, chunk_bytes=4000) as writer:
+        for number in range(8):
+            writer.write(str(number), x=np.arange(20_000, dtype=np.int32))
+    code, out, err = run("bench", "s.zarr", "--lanes", 4, "--window", 100, "--seconds", 0.2, "--memory", "5MB")
+    assert (code, err) == (0, "")
+    assert [line.split("  ")[0] for line in out.splitlines()[1:4]] == ["windows/s", "bytes/s", "of copying"]
+    assert "decodes" in out
+    code, out, _ = run("bench", "s.zarr", "--lanes", 4, "--window", 100, "--seconds", 0.2, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["second_pass"]["windows"] <= 400
+    assert 0 < found["decode_bytes_per_second"] < 1e12
+    assert 0 <= found["first_pass"]["cache_hits"] <= 1
+    with ss.create("raw.arrow", {"x": ss.Field("int32", codec="none")}) as writer:
+        writer.write("a", x=np.arange(20_000, dtype=np.int32))
+    code, out, _ = run("bench", "raw.arrow", "--lanes", 4, "--window", 100, "--layout", "even", "--seconds", 0.1)
+    assert code == 0
+    assert "nothing is decoded" in out
+
+
+def test_bench_on_something_else_is_an_error(run):
+    code, out, err = run("bench", "nowhere")
+    assert (code, out) == (1, "")
+    assert "not a store" in err
+    with ss.create("s.zarr", {"x": ss.Field("int32")}) as writer:
+        writer.write("a", x=np.arange(20_000, dtype=np.int32))
+    assert run("bench", "s.zarr", "--memory", "1kB")[0] == 1
+    assert run("bench", "s.zarr", "--memory", "lots")[0] == 2
+    assert run("bench", "s.zarr", "--seconds", "0")[0] == 2

@@ -1,0 +1,219 @@
+"""How fast a StreamLoader hands out windows, against bare loops in the same process, in turn.
+
+    python benchmarks/throughput.py --raw FOLDER [--stores FOLDER] [--workload w1] [--scale 1] [--rounds 7]
+
+Each workload (see `workloads.py`) in each backend and codec: windows a second through the public API, the fields, the
+mask and the token of each window looked at, checksums on, after one whole pass that is reported beside. Compared with
+the bare loop of slices over a memory map, and for compressed stores with a loop that only decodes the same chunks. Each
+store is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from measure import in_turn, memory_bytes, ratio
+from workloads import LANES, Workload, bare_loop, make, scaled
+
+STORES = [(backend, codec) for backend in ("arrow", "zarr") for codec in ("none", "lz4", "zstd")]
+# Timesteps that are written at a time.
+_PIECE = 1 << 22
+
+
+def codec_of(workload: Workload, backend: str, codec: str) -> str:
+    """Floats compress with their bits shuffled, where the backend can."""
+    return "bitshuffle" if workload.dtype == "float32" and (backend, codec) == ("zarr", "lz4") else codec
+
+
+def ingest(workload: Workload, raw: Path, uri: Path, codec: str) -> float:
+    """Write a store; the seconds that it took."""
+    import streamseq as ss
+
+    values, lengths = workload.values(raw), workload.lengths(raw)
+    begin = time.perf_counter()
+    with ss.create(uri, {"x": ss.Field(workload.dtype, workload.step, codec=codec)}) as writer:
+        if len(lengths) == 1:
+            for start in range(0, len(values), _PIECE):
+                writer.append("0", x=values[start : start + _PIECE])
+        else:
+            at = 0
+            for number, length in enumerate(lengths.tolist()):
+                writer.write(str(number), x=values[at : at + length])
+                at += length
+    return time.perf_counter() - begin
+
+
+def read_once(folder: Path) -> None:
+    """Bring files into the operating system's cache."""
+    for path in folder.rglob("*") if folder.is_dir() else [folder]:
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(1 << 24):
+                    pass
+
+
+def windows_of(loader: Any) -> Iterator[None]:
+    """Every window, pass after pass, with what a training loop looks at."""
+    while True:
+        for window in loader:
+            window["x"], window.mask, window.token
+            yield
+
+
+def decode_loop(store: Any, window_bytes: int) -> Iterator[None]:
+    """Decodes chunk after chunk into memory that is used again; as many items as windows fit into a chunk."""
+    import numpy as np
+
+    with store.reader(["x"], 1) as reader:
+        number, steps = 0, store.chunk_timesteps["x"]
+        chunks = store.num_timesteps // steps
+        left = 0.0
+        while True:
+            (values,) = reader.load("x", [number % chunks], [steps])
+            left += np.asarray(values).nbytes / window_bytes
+            del values
+            number += 1
+            while left >= 1:
+                left -= 1
+                yield
+
+
+def measure(workload: Workload, raw: Path, uri: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """The figures of one store, in this process."""
+    import streamseq as ss
+
+    # torch and pyarrow are imported before the clock runs.
+    _ = ss.StreamLoader, ss.open
+    begin = time.perf_counter()
+    store = ss.open(uri)
+    layout = "even" if workload.sequences == 1 else "sequences"
+    stream = ss.StreamDataset(store, lanes=LANES, window=workload.window, layout=layout)
+    loader = ss.StreamLoader(stream)
+    first = next(iter(loader))
+    first_window = time.perf_counter() - begin
+    del first
+    read_once(uri)
+    begin = time.perf_counter()
+    count = 0
+    for window in loader:
+        window["x"], window.mask, window.token
+        count += 1
+    first_pass = count / (time.perf_counter() - begin)
+    memory = memory_bytes()
+    stats = loader.stats
+    read_once(workload.values_path(raw))
+    loops = {"streamseq": windows_of(loader), "bare": bare_loop(workload, raw)}
+    compressed = store.decoded_chunk_bytes["x"] > 0
+    chunks = sum(-(-shard.num_timesteps // store.chunk_timesteps["x"]) for shard in store.snapshot.shards)
+    if compressed:
+        loops["decode"] = decode_loop(store, workload.window_bytes)
+    rates = in_turn(loops, rounds, seconds)
+    for loop in loops.values():
+        loop.close()
+    rate = statistics.median(rates["streamseq"])
+    return {
+        "windows_per_second": rate,
+        "bytes_per_second": rate * workload.window_bytes,
+        "of_bare_loop": ratio(rates["streamseq"], rates["bare"]),
+        "of_decode_loop": ratio(rates["streamseq"], rates["decode"]) if compressed else None,
+        "first_pass_windows_per_second": first_pass,
+        "first_window_seconds": first_window,
+        "decoded_per_chunk": stats.decoded / chunks,
+        "peak_memory_bytes": memory["peak"],
+        "anonymous_memory_bytes": memory["anonymous"],
+    }
+
+
+def rows(
+    raw: Path, stores: Path, scale: float, rounds: int, seconds: float, only: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row for each workload, backend and codec; the stores are removed after they were measured."""
+    for workload in scaled(scale):
+        if only not in (None, workload.name):
+            continue
+        make(workload, raw)
+        for backend, codec in STORES:
+            uri = stores / f"{workload.name}-{codec}.{backend}"
+            shutil.rmtree(uri, ignore_errors=True)
+            used = codec_of(workload, backend, codec)
+            took = ingest(workload, raw, uri, used)
+            size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
+            command = [sys.executable, __file__, "--one", workload.name, str(uri), "--raw", str(raw)]
+            command += ["--scale", str(scale), "--rounds", str(rounds), "--seconds", str(seconds)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            shutil.rmtree(uri)
+            yield {
+                "workload": workload.name,
+                "backend": backend,
+                "codec": used,
+                **json.loads(done.stdout),
+                "bytes_on_disk": size,
+                "ingest_bytes_per_second": workload.values_path(raw).stat().st_size / took,
+            }
+
+
+def section(found: list[dict[str, Any]], command: str) -> str:
+    """The rows as a page's section."""
+    lines = [
+        "## Throughput of streaming",
+        "",
+        f"`{command}`. Windows a second through `StreamLoader` with field, mask and token of each window looked at, "
+        "checksums on, second and later passes, medians of turns with the bare loop (`out[lane] = values[a:b]` over a "
+        "memory map) and, for compressed stores, with a loop that only decodes the same chunks on one thread into "
+        "memory that is used again. Warm cache.",
+        "",
+        "| workload | store | windows/s | MB/s | of the bare loop | of decoding alone | first pass, windows/s | first "
+        "window, s | decodes a chunk | peak MiB | on disk MB | ingest MB/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        decode = row["of_decode_loop"]
+        cells = [
+            row["workload"],
+            f"{row['backend']} {row['codec']}",
+            f"{row['windows_per_second']:,.0f}",
+            f"{row['bytes_per_second'] / 1e6:,.0f}",
+            f"**{row['of_bare_loop']:.2f}**",
+            "" if decode is None else f"**{decode:.2f}**",
+            f"{row['first_pass_windows_per_second']:,.0f}",
+            f"{row['first_window_seconds']:.2f}",
+            f"{row['decoded_per_chunk']:.2f}",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{row['bytes_on_disk'] / 1e6:,.0f}",
+            f"{row['ingest_bytes_per_second'] / 1e6:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, required=True, help="where the raw data is made; kept")
+    parser.add_argument("--stores", type=Path, help="where stores are made; removed after they were measured")
+    parser.add_argument("--workload", help="w1, w2 or w3; all without")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the data's size")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "STORE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        (workload,) = (each for each in scaled(options.scale) if each.name == options.one[0])
+        found = measure(workload, options.raw, Path(options.one[1]), options.rounds, options.seconds)
+        print(json.dumps(found))
+        return
+    stores = options.stores or options.raw / "stores"
+    for row in rows(options.raw, stores, options.scale, options.rounds, options.seconds, options.workload):
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
