@@ -15,8 +15,9 @@ Int64 = NDArray[np.int64]
 Numbers = NDArray[Any]
 
 GROUP = 4096
-# Long arrays are gone through in blocks of this many entries, which fit the cache, so that temporaries are small.
-BLOCK = 1 << 16
+# Long arrays are gone through in blocks of this many entries, so that temporaries are small: they stay in the cache,
+# and below the size from which memory is asked of the operating system and given back each time.
+BLOCK = 1 << 14
 
 
 def number_dtype(largest: int) -> type[np.signedinteger]:

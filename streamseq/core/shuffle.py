@@ -19,7 +19,7 @@ from streamseq.core.layout import Numbers, number_dtype
 RUN = 8
 GROUP = 4
 # Groups are shuffled together until there are so many sequences: few enough for the cache.
-_BATCH = 1 << 16
+_BATCH = 1 << 14
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 Int64 = NDArray[np.int64]

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 
@@ -639,6 +640,22 @@ def test_a_plan_takes_at_most_16_bytes_a_piece(plan):
     arrays = [plan._keys, plan._layout.pieces]
     assert all(len(each) == len(arrays[0]) for each in arrays)
     assert sum(each.dtype.itemsize for each in arrays) <= 16
+
+
+@pytest.mark.parametrize("change", [{}, {"shuffle": True}, {"window": 1}])
+def test_planning_takes_no_more_than_16_bytes_a_sequence_beside_the_lengths(change):
+    lengths = np.random.default_rng(0).integers(1, 4000, 500_000)
+    options = PlanSettings(**{"lanes": 8, "window": 512, "run": 1 << 19, **change})
+    Plan(select_all(lengths[:20_000]), options, contents="", epoch=0)
+    tracemalloc.start()
+    try:
+        plan = Plan(select_all(lengths), options, contents="", epoch=0)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert plan.num_windows
+    assert held < 16 * len(lengths)
+    assert peak < 16 * len(lengths) + (2 << 20)
 
 
 def test_one_sequence_of_a_trillion_timesteps_is_cut_and_rewindowed():
