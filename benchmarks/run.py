@@ -1,6 +1,6 @@
 """Runs every benchmark and writes what came out, with the commands, to docs/benchmarks.md.
 
-python benchmarks/run.py [--quick]
+python benchmarks/run.py [--quick] [--peers]
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import os
 import platform
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import memory
+import throughput
+import workloads
+from peers import compare, environments
 
+PEERS = Path(__file__).parent / ".peers"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
@@ -47,12 +52,79 @@ def memory_section(folder: Path, *, quick: bool) -> str:
     return "\n".join(lines)
 
 
+def throughput_section(folder: Path, raw: Path, scale: float, *, quick: bool) -> tuple[str, list[dict[str, Any]]]:
+    rounds, seconds = (2, 0.1) if quick else (7, 0.5)
+    command = f"python benchmarks/throughput.py --raw FOLDER --scale {scale:g} --rounds {rounds} --seconds {seconds}"
+    rows = list(throughput.rows(raw, folder / "stores", scale, rounds, seconds))
+    return throughput.section(rows, command), rows
+
+
+def peers_section(folder: Path, raw: Path, environments: Path, scale: float, ours: list[dict[str, Any]]) -> str:
+    """Every peer in its own recommended way, and with lanes laid out by hand where it has random access."""
+    rows = compare.measure_peers(raw, folder / "peers", environments, scale, rounds=3, seconds=0.5)
+    best = {}
+    for row in ours:
+        best[row["workload"]] = max(best.get(row["workload"], 0.0), row["of_bare_loop"])
+    lines = [
+        "## Peers",
+        "",
+        f"`python benchmarks/run.py --peers`, data of scale {scale:g} ({', '.join(sorted(best))}). Each peer in an "
+        "environment of its own, without shuffling, in the way that its guide recommends (own), or with contiguous "
+        "lanes by hand on its random access (lanes); every rate as a ratio to the bare loop that took turns with it in "
+        "its process. The last column: streamseq's fastest store against the same loop, divided by the peer's ratio.",
+        "",
+        "| workload | peer | variant, workers | keeps lanes | windows/s | MB/s | of the bare loop | first window, s | peak "
+        "MiB | on disk MB | ingest MB/s | streamseq is faster by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    sizes = {each.name: each for each in workloads.scaled(scale)}
+    for row in sorted(
+        rows, key=lambda row: (str(row.get("workload")), -float(str(row.get("ratio_to_bare_loop") or 0)))
+    ):
+        name = f"{row['peer']} {row.get('version', '')}".strip()
+        if "error" in row:
+            lines.append(f"| {row.get('workload', '')} | {name} | {row.get('variant', '')} | | {row['error']} |||||||")
+            continue
+        each: dict[str, Any] = dict(row)
+        raw_bytes = sizes[each["workload"]].values_path(raw).stat().st_size
+        cells = [
+            each["workload"],
+            name,
+            f"{each['variant']}, {each['workers']}",
+            "yes" if each["keeps_lanes"] else "no",
+            f"{each['windows_per_second']:,.0f}",
+            f"{each['bytes_per_second'] / 1e6:,.0f}",
+            f"{each['ratio_to_bare_loop']:.3f}",
+            f"{each['first_window_seconds']:.2f}",
+            f"{each['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{each['bytes_on_disk'] / 1e6:,.0f}",
+            f"{raw_bytes / each['ingest_seconds'] / 1e6:,.0f}" if each["ingest_seconds"] else "",
+            f"**{best[each['workload']] / each['ratio_to_bare_loop']:.1f}**",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small data, to see that it runs; writes nothing")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the workloads of the throughput benchmark")
+    parser.add_argument("--peers", action="store_true", help="install the peers (11 GB) and measure them too")
+    parser.add_argument("--peers-scale", type=float, default=0.1, help="of the workloads that peers are measured on")
+    parser.add_argument("--raw", type=Path, help="where the raw data is kept; a folder for the run if not given")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        sections = [memory_section(Path(folder), quick=options.quick)]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        raw = options.raw or folder / "raw"
+        scale = 0.01 if options.quick else options.scale
+        section, _ = throughput_section(folder, raw, scale, quick=options.quick)
+        sections = [section, memory_section(folder, quick=options.quick)]
+        if options.peers:
+            for peer in compare.RUNS:
+                environments.create(PEERS, peer)
+            small = folder / "small"
+            _, ours = throughput_section(folder, small, options.peers_scale, quick=options.quick)
+            sections.append(peers_section(folder, small, PEERS, options.peers_scale, ours))
     page = "\n\n".join(
         [
             "# Benchmarks",

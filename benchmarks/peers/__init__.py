@@ -1,0 +1,1 @@
+"""The libraries that streamseq is measured beside, each in its own recommended way."""
