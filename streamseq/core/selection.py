@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.errors import PlanError
-from streamseq.core.layout import Numbers, number_dtype
+from streamseq.core.layout import BLOCK, Numbers, number_dtype
 
 Int64 = NDArray[np.int64]
 
@@ -94,16 +94,16 @@ class Pieces:
             return self._spans
         longest = int(self._longest or 1)
         lengths = np.empty(len(self), number_dtype(longest))
-        counts = self._counts(self._cut)
-        whole = np.ones(len(self), np.bool_)
-        places = np.repeat(self._first - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
-        whole[places] = False
-        uncut = np.ones(len(self._spans), np.bool_)
-        uncut[self._cut] = False
-        lengths[whole] = self._spans[uncut]
-        share, longer = np.divmod(self._spans[self._cut], counts)
-        within = places - np.repeat(self._first, counts)
-        lengths[places] = np.repeat(share, counts) + (within < np.repeat(longer, counts))
+        done = 0
+        for first in range(0, len(self._spans), BLOCK):
+            spans = self._spans[first : first + BLOCK]
+            counts = np.maximum(1, -(-spans // longest))
+            share, longer = np.divmod(spans, counts)
+            ends = np.cumsum(counts)
+            held = lengths[done : done + int(ends[-1])]
+            within = np.arange(len(held)) - np.repeat(ends - counts, counts)
+            held[:] = np.repeat(share, counts) + (within < np.repeat(longer, counts))
+            done += len(held)
         return lengths
 
     def locate(self, pieces: Int64) -> tuple[Int64, Int64, Int64]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamseq.core.errors import PlanError, ResumeError
-from streamseq.core.layout import GROUP, Occupancy, cut_evenly, fill_lanes
+from streamseq.core.layout import BLOCK, GROUP, Occupancy, cut_evenly, fill_lanes
 from streamseq.core.plan import Plan, PlanSettings, lanes_of_rank
 from streamseq.core.selection import Pieces, select_all, select_spans
 from streamseq.core.shuffle import shuffled_order
@@ -421,9 +421,10 @@ def test_dropped_tails_of_pieces_are_counted(plan):
 
 def test_pieces_of_many_spans_are_found_alone():
     rng = np.random.default_rng(0)
-    for longest in (1, 7, 50, 10**6):
-        lengths = np.minimum(rng.lognormal(3, 1, 1000), 5000).astype(np.int64)
-        lengths[rng.integers(0, 1000, 100)] = 0
+    count = BLOCK + 100
+    for longest in (3, 7, 50, 10**6):
+        lengths = np.minimum(rng.lognormal(3, 1, count), 5000).astype(np.int64)
+        lengths[rng.integers(0, count, 100)] = 0
         pieces = Pieces(lengths, longest)
         expected = []
         for span, length in enumerate(lengths.tolist()):
@@ -635,11 +636,12 @@ def test_a_position_keeps_the_switches_and_refuses_what_are_none():
     assert Position.from_state_dict(token.state_dict()).switches == ((4, 3),)
 
 
-@given(plans())
+@given(st.one_of(plans(), cut_plans()))
 def test_a_plan_takes_at_most_16_bytes_a_piece(plan):
     arrays = [plan._keys, plan._layout.pieces]
     assert all(len(each) == len(arrays[0]) for each in arrays)
-    assert sum(each.dtype.itemsize for each in arrays) <= 16
+    arrays += [plan._pieces._cut, plan._pieces._first]
+    assert sum(each.nbytes for each in arrays) <= 16 * len(plan._keys)
 
 
 @pytest.mark.parametrize("change", [{}, {"shuffle": True}, {"window": 1}])
