@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import memory
+import plans
 import throughput
 import workloads
 from peers import compare, environments
@@ -73,8 +74,8 @@ def peers_section(folder: Path, raw: Path, environments: Path, scale: float, our
         "lanes by hand on its random access (lanes); every rate as a ratio to the bare loop that took turns with it in "
         "its process. The last column: streamseq's fastest store against the same loop, divided by the peer's ratio.",
         "",
-        "| workload | peer | variant, workers | keeps lanes | windows/s | MB/s | of the bare loop | first window, s | peak "
-        "MiB | on disk MB | ingest MB/s | streamseq is faster by |",
+        "| workload | peer | variant, workers | keeps lanes | windows/s | MB/s | of the bare loop | first window, s "
+        "| peak MiB | on disk MB | ingest MB/s | streamseq is faster by |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     sizes = {each.name: each for each in workloads.scaled(scale)}
@@ -119,6 +120,7 @@ def main() -> None:
         scale = 0.01 if options.quick else options.scale
         section, _ = throughput_section(folder, raw, scale, quick=options.quick)
         sections = [section, memory_section(folder, quick=options.quick)]
+        sections.append(plans.section(10**5 if options.quick else 10**8))
         if options.peers:
             for peer in compare.RUNS:
                 environments.create(PEERS, peer)

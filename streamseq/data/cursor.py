@@ -21,6 +21,7 @@ class Cursor:
         self._shared = torch.zeros(4, dtype=torch.int64)
         self._shared.share_memory_()  # type: ignore[no-untyped-call]
         self._loads_seen = 0
+        self._own_start: int | None = None
 
     @property
     def epoch(self) -> int:
@@ -33,8 +34,16 @@ class Cursor:
             self._shared[_EPOCH] = epoch
             self._shared[_TAKEN_BY] = _THIS_PROCESS
 
-    def start_at(self, step: int) -> None:
-        """Let the next iteration, and only that one, start at `step`."""
+    def start_at(self, step: int, *, here_only: bool = False) -> None:
+        """Let the next iteration, and only that one, start at `step`.
+
+        Args:
+            step: A window.
+            here_only: In this process and no other: a StatefulDataLoader loads into each worker a position of its own.
+        """
+        if here_only:
+            self._own_start = step
+            return
         self._shared[_STEP] = step
         self._shared[_TAKEN_BY] = _NOBODY
         self._shared[_LOADS] += 1
@@ -45,6 +54,9 @@ class Cursor:
         Args:
             iteration: What tells a DataLoader's iteration from others, the same in all its workers; None outside.
         """
+        if self._own_start is not None:
+            step, self._own_start = self._own_start, None
+            return step
         loads = int(self._shared[_LOADS])
         if loads == self._loads_seen:
             return 0

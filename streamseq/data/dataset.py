@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from streamseq.core.errors import ResumeError
+from streamseq.core.errors import PlanError, ResumeError
+from streamseq.core.layout import Occupancy
 from streamseq.core.plan import Plan, PlanSettings, lanes_of_rank
 from streamseq.core.selection import Selection, select_all, select_spans
 from streamseq.core.shuffle import RUN
 from streamseq.core.sizes import parse_bytes
 from streamseq.core.splits import Naive, Split
-from streamseq.core.tokens import Position
+from streamseq.core.tokens import Position, StateToken
 from streamseq.data.blocks import BlockReader
 from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
@@ -48,6 +50,8 @@ class StreamDataset(IterableDataset[Window]):
         epoch: To begin with.
         tail: "pad" or "drop", for what is left of a sequence after its last whole window.
         layout: "sequences": whole sequences fill the lanes; "even": the data is cut into B equal runs.
+        longest: A longer sequence is cut into equal pieces of at most so many timesteps, each with a reset, which go to
+            lanes like sequences, so that fewer lanes are idle at the end; None: no sequence is cut.
         rank, world_size: This process and how many there are; ranks own contiguous runs of lanes.
         memory: The most that an iteration's windows and decoded chunks may take, in bytes or as text such as "500MB";
             windows that you keep yourself and the plan (12 bytes a sequence) come on top. None: blocks of about 8 MB
@@ -85,6 +89,7 @@ class StreamDataset(IterableDataset[Window]):
         epoch: int = 0,
         tail: str = "pad",
         layout: str = "sequences",
+        longest: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         memory: int | str | None = None,
@@ -103,6 +108,7 @@ class StreamDataset(IterableDataset[Window]):
             tail=tail,
             shuffle=bool(shuffle),
             seed=seed,
+            longest=longest,
             run=RUN * max(store.chunk_timesteps[each.field] for each in emitted.values()),
         )
         lane_start, lane_stop = lanes_of_rank(lanes, rank, world_size)
@@ -135,6 +141,7 @@ class StreamDataset(IterableDataset[Window]):
         """The plan of the current epoch."""
         # The epoch is shared with other processes, which may have moved it.
         if self._plan.epoch != self._cursor.epoch:
+            self._settings = replace(self._settings, switches=())
             self._plan = self._make_plan()
         return self._plan
 
@@ -167,6 +174,15 @@ class StreamDataset(IterableDataset[Window]):
     def left_out(self) -> int:
         """Timesteps of the epoch that are not emitted (tail="drop")."""
         return self.plan.left_out
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How much of the epoch's lanes is data: idle lane-windows and padding, counted apart, over all ranks.
+
+        `occupancy.busy` is the part of the lane-windows that are not idle, `occupancy.filled` the part of their
+        timesteps that are not padding.
+        """
+        return self.plan.occupancy
 
     @property
     def num_timesteps(self) -> int:
@@ -223,8 +239,8 @@ class StreamDataset(IterableDataset[Window]):
         if worker is None:
             return self._iterate(range(self.take_start(), len(self)))
         # A DataLoader takes one window from each worker in turn.
-        start = self._cursor.take_start(worker.seed - worker.id)
-        return self._iterate(range(start + worker.id, len(self), worker.num_workers))
+        self.position = self._cursor.take_start(worker.seed - worker.id)
+        return self._iterate(range(self.position + worker.id, len(self), worker.num_workers))
 
     def _iterate(self, steps: range) -> Iterator[Window]:
         reader = self.open_reader()
@@ -253,7 +269,8 @@ class StreamDataset(IterableDataset[Window]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last window that was handed out, as plain strings and integers."""
-        return self._position(self.position).state_dict()
+        # A worker counts the windows of all workers, and at the end some that there are not.
+        return self._position(min(self.position, len(self))).state_dict()
 
     def _position(self, step: int) -> Position:
         return Position(
@@ -262,7 +279,35 @@ class StreamDataset(IterableDataset[Window]):
             epoch=self.epoch,
             step=step,
             window=self.window,
+            switches=self.plan.settings.switches,
         )
+
+    def rewindow(self, window: int, *, after: StateToken) -> None:
+        """Go on after a window with windows of another length, in what is left of the epoch, where each lane stopped.
+
+        Windows count from 0 again. State that is carried by hand (`Carry`) goes on as if nothing had happened.
+        Positions saved from then on know of the change; the next epoch has windows of the new length from its start.
+        All ranks change after the same window. DataLoader workers that persist do not see it: start them anew.
+
+        Args:
+            window: Timesteps of the windows to come.
+            after: The token of the last window that counts as consumed.
+
+        Raises:
+            ResumeError: The token is of another plan, epoch or window length than the stream's.
+            ValueError: tail="drop" or the as-is split, or `window` is less than 1.
+
+        Example:
+            >>> import numpy as np, streamseq as ss
+            >>> stream = ss.StreamDataset(ss.from_arrays({"a": {"x": np.arange(9)}}), lanes=1, window=2)
+            >>> stream.rewindow(4, after=stream[0].token)
+            >>> [window["x"].tolist() for window in stream]
+            [[[2, 3, 4, 5]], [[6, 7, 8, 0]]]
+        """
+        rest = self.plan.rewindowed(window, step=self.plan.step_after(after))
+        self._settings, self._plan = rest.settings, rest
+        self._cursor.start_at(0)
+        self.position = 0
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position: the next iteration, and only that one, starts there.
@@ -284,19 +329,26 @@ class StreamDataset(IterableDataset[Window]):
             raise ResumeError(
                 f"the position was saved under plan {saved.fingerprint[:12]}, this stream has plan "
                 f"{here.fingerprint[:12]}: the store's contents, the sequences chosen, lanes, layout, split, tail, "
-                "shuffle and seed must be the same"
+                "longest, shuffle and seed must be the same"
             )
         if saved.window != here.window:
             raise ResumeError(
                 f"the position counts windows of {saved.window} timesteps, this stream has window={here.window}: "
                 f"pass window={saved.window}"
             )
-        epoch = self.epoch
+        epoch, settings = self.epoch, self._settings
         self._cursor.set_epoch(saved.epoch)
-        if saved.step > len(self):
+        self._settings = replace(settings, switches=saved.switches)
+        try:
+            self._plan = self._make_plan()
+            if saved.step > len(self):
+                raise PlanError(f"it is after window {saved.step}, and the epoch has {len(self)} windows")
+        except (PlanError, ValueError) as error:
             self._cursor.set_epoch(epoch)
-            raise ResumeError(f"the position is after window {saved.step}, and the epoch has {len(self)} windows")
-        self._cursor.start_at(saved.step)
+            self._settings = settings
+            self._plan = self._make_plan()
+            raise ResumeError(f"the position is of no window of its epoch: {error}") from None
+        self._cursor.start_at(saved.step, here_only=get_worker_info() is not None)
         self.position = saved.step
 
     def __getstate__(self) -> dict[str, Any]:

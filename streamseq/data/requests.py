@@ -142,6 +142,7 @@ class Requests:
             step=first,
             fingerprint=plan.fingerprint,
             version=self._version,
+            switches=plan.settings.switches,
         )
         columns = {name: self._columns(emitted, runs, length, size, blocks) for name, emitted in view.emitted.items()}
         mask_rows = self._rows(length, 1)

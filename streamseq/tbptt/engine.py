@@ -171,10 +171,16 @@ class TBPTT:
     def _arrive(self, window: Window, *, first: bool) -> int:
         """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
         token = window.token
-        check_follows(token, None if token.starts_anew.all() else self._token)
+        anew = token.starts_anew
+        check_follows(token, None if anew.all() else self._token)
+        if self._token is not None and token.switches != self._token.switches and not anew.all():
+            raise ValueError(
+                f"the stream was rewindowed: the windows before have {self._token.window} timesteps and other numbers, "
+                "and the grid of updates cannot go on across that: change the window at the start of an epoch "
+                "(set_epoch), or carry the state by hand with Carry"
+            )
         self._origin = token.step if token.window is None else 0
         time = (token.step - self._origin) * window.num_steps
-        anew = token.starts_anew
         if first and anew.all():
             # Nothing before can matter again.
             self._past.clear()

@@ -1,5 +1,6 @@
 """Streams: the windows are those of the plan, for any topology, and a position is what was consumed."""
 
+import json
 import multiprocessing
 import pickle
 import subprocess
@@ -470,3 +471,93 @@ def test_a_block_s_memory_is_used_again_only_when_nobody_looks_at_it():
         assert 2000 <= int(values.flatten()[0]) < 2006
         del held, values
     assert len({reader.read(reader.request(step))[0]["x"].data_ptr() for step in range(20)}) == 1
+
+
+@slow
+@given(st.data())
+def test_a_stream_goes_on_with_windows_of_another_length(make_store, data):
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=3, max_size=9))
+    backend = data.draw(st.sampled_from(["memory", "zarr", "arrow"]))
+    options = {
+        "lanes": data.draw(st.integers(1, 3)),
+        "layout": data.draw(st.sampled_from(["sequences", "even"])),
+        "shuffle": data.draw(st.booleans()),
+        "seed": data.draw(st.integers(0, 3)),
+    }
+    store = make_store(lengths, backend)
+
+    def values(windows):
+        """What each lane emitted, one timestep after the other, and where it was reset."""
+        lanes = [[] for _ in range(options["lanes"])]
+        for window in windows:
+            for lane, (row, length, reset) in enumerate(
+                zip(window["x"].tolist(), window.lengths.tolist(), window.token.reset.tolist(), strict=True)
+            ):
+                lanes[lane] += ["reset"] * reset + row[:length]
+        return lanes
+
+    wanted = values(ss.StreamDataset(store, window=7, **options))
+    stream = ss.StreamDataset(store, window=data.draw(st.integers(1, 9)), **options)
+    seen = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        source = ss.StreamLoader(stream) if data.draw(st.booleans()) else stream
+        stop = data.draw(st.integers(0, len(stream) - 1)) if len(stream) else None
+        if stop is None:
+            break
+        part = [window for window, _ in zip(source, range(stop + 1), strict=False)]
+        seen += part
+        for earlier, later in pairwise(seen):
+            assert later.token.follows(earlier.token)
+        stream.rewindow(data.draw(st.integers(1, 9)), after=seen[-1].token)
+    # A stream that was made anew goes on from a position after the changes.
+    fresh = ss.StreamDataset(store, window=stream.window, **options)
+    state = json.loads(json.dumps(stream.state_dict()))
+    fresh.load_state_dict(state)
+    assert fresh.state_dict() == stream.state_dict()
+    rest = list(stream)
+    assert_same(list(fresh), rest)
+    assert values(seen + rest) == wanted
+    # The next epoch begins with the new window, and knows of no change.
+    stream.set_epoch(1)
+    assert "switches" not in stream.state_dict()
+    assert stream.num_timesteps == sum(lengths)
+
+
+def test_a_stream_does_not_go_on_after_a_token_of_another(make_store):
+    store = make_store([20, 30], "memory")
+    stream = ss.StreamDataset(store, 2, 5)
+    token = stream[1].token
+    other = ss.StreamDataset(store, 2, 5, layout="even")
+    with pytest.raises(ss.ResumeError, match="fingerprint"):
+        other.rewindow(3, after=token)
+    stream.rewindow(3, after=token)
+    with pytest.raises(ss.ResumeError):
+        stream.rewindow(3, after=token)
+    with pytest.raises(ss.ResumeError, match="window"):
+        ss.StreamDataset(store, 2, 5).load_state_dict(stream.state_dict())
+    dropping = ss.StreamDataset(store, 2, 5, tail="drop")
+    with pytest.raises(ValueError, match="drop"):
+        dropping.rewindow(3, after=dropping[1].token)
+
+
+def test_long_sequences_are_cut_so_that_no_lane_is_idle(make_store):
+    store = make_store([64, 4, 4], "memory")
+    whole = ss.StreamDataset(store, 4, 4)
+    assert whole.occupancy.busy == 18 / 64
+    assert whole.occupancy.filled == 1
+    cut = ss.StreamDataset(store, 4, 4, longest=16)
+    assert cut.occupancy.busy == 18 / (4 * len(cut)) > 0.8
+    assert sum(int(window.token.reset.sum()) for window in cut) == 6
+    assert sum(int(window.lengths.sum()) for window in cut) == 72
+    with pytest.raises(ss.ResumeError, match="longest"):
+        cut.load_state_dict(whole.state_dict())
+
+
+def test_occupancy_counts_idle_lanes_and_padding_apart(make_store):
+    stream = ss.StreamDataset(make_store([9, 4], "zarr"), 2, 4)
+    cells = [(w.token.idle.sum(), w.lengths.sum().item()) for w in stream]
+    found = stream.occupancy
+    assert found.lane_windows == 2 * len(stream)
+    assert found.idle_lane_windows == sum(idle for idle, _ in cells)
+    assert found.timesteps == sum(count for _, count in cells) == 13
+    assert found.padding_timesteps == 4 * (found.lane_windows - found.idle_lane_windows) - 13

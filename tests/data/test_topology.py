@@ -151,9 +151,6 @@ stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="pip inst
 
 # torchdata 0.11 calls what newer versions of torch warn of.
 needs_torchdata = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-WORKERS_DO_NOT_SHARE = pytest.mark.xfail(
-    reason="a position that is loaded in a worker is not the worker's own yet", strict=True
-)
 
 
 def stateful_loader(stream, workers, **options):
@@ -184,7 +181,6 @@ def test_a_stateful_data_loader_goes_on_after_the_last_consumed_window(uris, wor
 
 
 @needs_torchdata
-@WORKERS_DO_NOT_SHARE
 def test_a_stateful_data_loader_goes_on_at_the_end_of_an_epoch(uris):
     """Its workers have then counted further than there are windows."""
     wanted = all_of(make_stream(uris["zarr"]))
@@ -195,7 +191,6 @@ def test_a_stateful_data_loader_goes_on_at_the_end_of_an_epoch(uris):
 
 
 @needs_torchdata
-@WORKERS_DO_NOT_SHARE
 def test_a_stateful_data_loader_goes_on_in_a_later_epoch_of_persistent_workers(uris):
     stream = make_stream(uris["zarr"])
     stop = stateful_loader(stream, 2, persistent_workers=True)
@@ -214,7 +209,6 @@ class LateToStart(ss.StreamDataset):
 
 
 @needs_torchdata
-@WORKERS_DO_NOT_SHARE
 def test_workers_that_load_positions_at_the_same_time_do_not_disturb_each_other(uris):
     """After an odd number of windows the two workers' positions differ."""
     store = ss.open(uris["zarr"])

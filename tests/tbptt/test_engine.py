@@ -438,3 +438,14 @@ def test_an_integer_and_a_plain_number_in_the_state_are_carried():
                 outputs, state = model(window["x"], state)
                 wanted.append(squared_error(outputs, window).mean().item())
             assert losses == pytest.approx(wanted)
+
+
+def test_the_grid_of_updates_does_not_go_on_across_a_rewindow():
+    store = ss.from_arrays({"a": {"x": np.ones((40, 1), np.float32)}})
+    stream = ss.StreamDataset(store, 1, 4)
+    cell = nn.RNN(1, 3, batch_first=True)
+    tbptt = ss.TBPTT(cell, lambda y, window: y.square().sum(-1), k1=4, k2=8, inputs="x")
+    token = next(iter(tbptt.updates(stream))).token
+    stream.rewindow(2, after=token)
+    with pytest.raises(ValueError, match="rewindowed"):
+        next(iter(tbptt.updates(stream)))
