@@ -62,6 +62,11 @@ class BlockReader:
         return self._reader.counts
 
     @property
+    def threads(self) -> int:
+        """How many blocks may be read at a time."""
+        return self._limits.threads
+
+    @property
     def memory_bytes(self) -> int:
         """Memory for blocks, and the most that decoded chunks may take."""
         return self._buffers.nbytes() + self._chunk_bytes

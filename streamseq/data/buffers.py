@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import deque
@@ -32,12 +33,28 @@ class Buffers:
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[Any]:
         """An array with any contents, which nobody else holds."""
         with self._lock:
-            for array in self._arrays:
-                if sys.getrefcount(array) == _OURS and array.shape == shape and array.dtype == dtype:
-                    return array
+            found, larger = self._find(shape, dtype)
+            if found is not None:
+                return found
+            if larger is not None:
+                # The last block of an epoch is shorter; memory for both would be more than the stream may use.
+                del self._arrays[larger]
             fresh = np.empty(shape, dtype)
             self._arrays.append(fresh)
             return fresh
+
+    def _find(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[NDArray[Any] | None, int | None]:
+        """An array that nobody holds, or else the place of a larger one that nobody holds."""
+        larger, place = None, 0
+        # Not enumerate: it would hold the array as well.
+        for array in self._arrays:
+            if sys.getrefcount(array) == _OURS and array.dtype == dtype:
+                if array.shape == shape:
+                    return array, None
+                if array.size >= math.prod(shape):
+                    larger = place
+            place += 1  # noqa: SIM113
+        return None, larger
 
     def nbytes(self) -> int:
         """Bytes of the arrays that are remembered."""

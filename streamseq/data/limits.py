@@ -12,7 +12,7 @@ BLOCK_BYTES = 8 << 20
 MAX_WINDOWS = 256
 # Chunks of each field that are decoded ahead at most.
 MAX_AHEAD = 16
-# Chunks beside those of the lanes: lanes that follow each other share some.
+# Chunks beside those of the lanes, for lanes that follow each other.
 _SHARED_CHUNKS = 8
 # Blocks that are filled at a time: while one thread finds out what the next block needs or waits for a chunk, the other
 # one copies.
@@ -29,11 +29,13 @@ class Limits:
         windows: Windows of a block.
         chunks: Decoded chunks that are kept of each field.
         ahead: Chunks of each field that are decoded before they are needed, beside those.
+        threads: Blocks that are filled at a time.
     """
 
     windows: int
     chunks: int
     ahead: int
+    threads: int
 
     @property
     def batch(self) -> int:
@@ -63,15 +65,19 @@ class Needs:
 
     def total_bytes(self, limits: Limits) -> int:
         """The most that a reader with these limits holds."""
-        chunks = limits.chunks + THREADS * limits.batch + limits.ahead + _DECODING
+        chunks = limits.chunks + limits.threads * limits.batch + limits.ahead + _DECODING
         return chunks * self.chunk_bytes + self.blocks * limits.windows * self.window_bytes
 
 
 def usual_limits(needs: Needs) -> Limits:
-    """What is fast: blocks of about `BLOCK_BYTES`, a chunk for each lane and those that shuffled sequences share."""
+    """What is fast: blocks of about `BLOCK_BYTES`, two chunks for each lane and those that shuffled sequences share.
+
+    A lane needs two where it goes from one to the next while two threads are in different blocks.
+    """
     windows = 1 if needs.single else min(MAX_WINDOWS, max(1, BLOCK_BYTES // max(1, needs.window_bytes)))
     shared = 2 * GROUP * RUN if needs.shuffle else _SHARED_CHUNKS
-    return Limits(windows=windows, chunks=needs.lanes + shared, ahead=min(needs.lanes, MAX_AHEAD))
+    chunks = 2 * needs.lanes + shared
+    return Limits(windows=windows, chunks=chunks, ahead=min(needs.lanes, MAX_AHEAD), threads=THREADS)
 
 
 def limits_within(needs: Needs, memory: int) -> Limits:
@@ -86,15 +92,16 @@ def limits_within(needs: Needs, memory: int) -> Limits:
     usual = usual_limits(needs)
     if needs.total_bytes(usual) <= memory:
         return usual
-    for chunks, ahead in ((usual.chunks, 2), (needs.lanes + _SHARED_CHUNKS, 2), (needs.lanes, 1), (1, 1)):
-        limits = Limits(windows=1, chunks=chunks, ahead=ahead)
+    smaller = ((usual.chunks, 2, THREADS), (2 * needs.lanes, 2, THREADS), (needs.lanes + _SHARED_CHUNKS, 2, 1))
+    for chunks, ahead, threads in (*smaller, (needs.lanes, 1, 1), (1, 1, 1)):
+        limits = Limits(windows=1, chunks=chunks, ahead=ahead, threads=threads)
         left = memory - needs.total_bytes(limits)
         if left >= 0:
             more = 0 if needs.single else left // (needs.blocks * needs.window_bytes)
             # Where the chunks of the lanes are kept, larger blocks than usual gain nothing.
             most = usual.windows if chunks >= needs.lanes else 1 + more
-            return Limits(windows=min(most, 1 + more), chunks=chunks, ahead=ahead)
-    least = needs.total_bytes(Limits(windows=1, chunks=1, ahead=1))
+            return Limits(windows=min(most, 1 + more), chunks=chunks, ahead=ahead, threads=threads)
+    least = needs.total_bytes(Limits(windows=1, chunks=1, ahead=1, threads=1))
     raise PlanError(
         f"memory={format_bytes(memory)} is too little: {needs.blocks} blocks of at least one window of "
         f"{format_bytes(needs.window_bytes)} and the decoding of chunks of {format_bytes(needs.chunk_bytes)} take "

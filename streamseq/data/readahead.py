@@ -8,7 +8,6 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from streamseq.data.blocks import BlockReader
-from streamseq.data.limits import THREADS
 from streamseq.data.stats import LoaderStats
 from streamseq.data.window import Window
 
@@ -30,7 +29,7 @@ class ReadAhead:
         self._requests = reader.requests(steps)
         self._turn = threading.Lock()
         self._taken = 0
-        self._pool = ThreadPoolExecutor(min(THREADS, blocks), "streamseq-reader")
+        self._pool = ThreadPoolExecutor(min(reader.threads, blocks), "streamseq-reader")
         self._coming: deque[Future[tuple[int, Outcome]]] = deque()
         self._early: dict[int, Outcome] = {}
         self._next = 0

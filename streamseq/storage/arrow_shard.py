@@ -1,7 +1,7 @@
 """One field of one shard as an Arrow IPC file, one record batch a chunk, and the manifest that says where they lie.
 
 The manifest of a shard gives the offset, length and crc32c of each record batch in its file, so that one batch is
-checked and decoded from a memory map without the footer, which has no checksum.
+read, checked and decoded without the footer, which has no checksum.
 """
 
 from __future__ import annotations

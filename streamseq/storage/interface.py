@@ -85,7 +85,7 @@ class ReaderCounts:
 
     Args:
         loaded: Chunks that were asked for.
-        decoded: Chunks that were decoded for them, or looked up in a mapped file for the first time.
+        decoded: Chunks that were decoded for that, or found in their file.
         decoded_bytes: Their size, decoded.
         decoding: Seconds that decoding took, in whatever thread.
         waited: Seconds that the reader waited for it.
