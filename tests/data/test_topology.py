@@ -139,8 +139,9 @@ def test_a_worker_that_is_killed_is_named_in_an_error(uris, method):
     windows = iter(loader)
     next(windows)
     process = windows._workers[1]
-    os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid.*{process.pid}\)") as caught:
+    # torch notices by a signal, which may come before the next window is asked for.
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid.*{process.pid}\)") as caught:  # noqa: PT012
+        os.kill(process.pid, signal.SIGKILL)
         list(windows)
     assert "exited unexpectedly" in str(caught.value) or "killed by signal" in str(caught.value)
     # The stream is as good as before.
