@@ -54,8 +54,8 @@ class StreamDataset(IterableDataset[Window]):
             lanes like sequences, so that fewer lanes are idle at the end; None: no sequence is cut.
         rank, world_size: This process and how many there are; ranks own contiguous runs of lanes.
         memory: The most that an iteration's windows and decoded chunks may take, in bytes or as text such as "500MB";
-            windows that you keep yourself and the plan (8 to 12 bytes a sequence) come on top. None: blocks of about 8 MB
-            and two chunks for each lane, which is fastest.
+            windows that you keep yourself and the plan (8 to 12 bytes a sequence) come on top. None: blocks of about
+            8 MB and two chunks for each lane, which is fastest.
 
     Raises:
         PlanError: Nothing to emit, fewer lanes than ranks, or not enough `memory`; when iterating with a loader that
