@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from streamseq.data.buffers import Buffers
 from streamseq.data.limits import Limits
 from streamseq.data.pieces import Rows, copy_pieces
 from streamseq.data.requests import Column, Request, Requests, View
-from streamseq.data.window import Block, Window
+from streamseq.data.window import Block
 from streamseq.storage.interface import ReaderCounts, Store
 
 Array = NDArray[Any]
@@ -49,7 +48,8 @@ class BlockReader:
         self._chunk_bytes = (limits.chunks + (limits.ahead if ahead else 0)) * sum(
             store.decoded_chunk_bytes[name] for name in set(names)
         )
-        self._lock = threading.Lock()
+        # Where a chunk is stored as it is, holding it takes no memory.
+        self._decodes = self._chunk_bytes > 0
         self._requests = Requests(plan, view, self._reader, store.version)
 
     def close(self) -> None:
@@ -89,8 +89,7 @@ class BlockReader:
             hinted = max(0, hinted - 1)
 
     def _prefetch(self, request: Request) -> bool:
-        with self._lock:
-            there = [self._reader.prefetch(column.field, column.chunks) for column in request.columns.values()]
+        there = [self._reader.prefetch(column.field, column.chunks) for column in request.columns.values()]
         return all(there)
 
     def request(self, step: int) -> Request:
@@ -98,15 +97,10 @@ class BlockReader:
         (request,) = self._requests.of(range(step, step + 1), 1)
         return request
 
-    def read(self, request: Request) -> list[Window]:
+    def read(self, request: Request) -> Block:
         """The windows of a block. Several threads may read at once."""
-        tensors = {name: self._fill(name, column, request.windows) for name, column in request.columns.items()}
-        return Block(
-            {name: tensor.unbind(0) for name, tensor in tensors.items()},
-            self._mask(request).unbind(0),
-            request.make_tokens,
-            self._view.batch_first,
-        ).windows()
+        fields = {name: self._fill(name, column, request.windows) for name, column in request.columns.items()}
+        return Block(fields, self._mask(request), request.make_tokens, self._view.batch_first)
 
     def _take(self, windows: int, rows: Rows, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         axes = (rows.lanes, rows.length) if rows.batch_first else (rows.length, rows.lanes)
@@ -114,14 +108,13 @@ class BlockReader:
 
     def _fill(self, name: str, column: Column, windows: int) -> Tensor:
         """[W, B, K, *D] or [W, K, B, *D] of one tensor of the windows."""
-        field, most = self._fields[name], self._limits.batch
+        field, most = self._fields[name], self._limits.batch if self._decodes else max(1, len(column.chunks))
         block = self._take(windows, column.rows, field.shape, field.dtype)
         if len(column.padding):
             copy_pieces(block, column.rows, [], column.padding)
         for first in range(0, len(column.chunks), most):
             last = first + most
-            with self._lock:
-                sources = self._reader.load(column.field, column.chunks[first:last], column.uses[first:last])
+            sources = self._reader.load(column.field, column.chunks[first:last], column.uses[first:last])
             table = column.table
             if len(column.chunks) > most:
                 table = table[(table[:, 0] >= first) & (table[:, 0] < last)]

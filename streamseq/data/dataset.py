@@ -198,7 +198,7 @@ class StreamDataset(IterableDataset[Window]):
         if not -count <= step < count:
             raise IndexError(f"the epoch has windows 0 to {count - 1}, got {step}")
         reader = self._own_reader()
-        return reader.read(reader.request(step % count))[0]
+        return next(reader.read(reader.request(step % count)).windows())
 
     def _own_reader(self) -> BlockReader:
         owner = (os.getpid(), self.plan)
@@ -246,7 +246,7 @@ class StreamDataset(IterableDataset[Window]):
         reader = self.open_reader()
         try:
             for request in reader.requests(steps):
-                for window in reader.read(request):
+                for window in reader.read(request).windows():
                     self.position += steps.step
                     yield window
         finally:

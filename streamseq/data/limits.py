@@ -14,8 +14,7 @@ MAX_WINDOWS = 256
 MAX_AHEAD = 16
 # Chunks beside those of the lanes, for lanes that follow each other.
 _SHARED_CHUNKS = 8
-# Blocks that are filled at a time: while one thread finds out what the next block needs or waits for a chunk, the other
-# one copies.
+# Blocks that are filled at a time: by a thread, and by who waits for it.
 THREADS = 2
 # What decoding uses beside the chunks: one that is read, and one that is dropped but not used again yet.
 _DECODING = 2

@@ -62,7 +62,7 @@ class StreamLoader:
     def _iterate(self, steps: range) -> Iterator[Window]:
         step, stream, device = steps.start, self.stream, self.device
         ahead = self._ahead = ReadAhead(stream.open_reader(ahead=self.prefetch), steps, self.prefetch)
-        blocks: Iterator[Iterable[Window]] = iter(ahead.take, None)
+        blocks: Iterator[Iterable[Window]] = (block.windows() for block in iter(ahead.take, None))
         if device is not None and device.type == "cuda":
             blocks = iter([copied_ahead(chain.from_iterable(blocks), device)])
         elif device is not None:

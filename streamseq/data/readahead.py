@@ -1,18 +1,19 @@
-"""Reading ahead: threads fill blocks before they are asked for, and hand them over in order."""
+"""Reading ahead: a thread fills blocks before they are asked for; who would wait for it fills the next one instead."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from streamseq.data.blocks import BlockReader
 from streamseq.data.stats import LoaderStats
-from streamseq.data.window import Window
+from streamseq.data.window import Block
 
-Outcome = list[Window] | Exception | None
-"""The windows of a block, what went wrong, or that there are no more."""
+Outcome = Block | BaseException | None
+"""A block, what went wrong, or that there are no more."""
 
 
 class ReadAhead:
@@ -29,17 +30,31 @@ class ReadAhead:
         self._requests = reader.requests(steps)
         self._turn = threading.Lock()
         self._taken = 0
-        self._pool = ThreadPoolExecutor(min(reader.threads, blocks), "streamseq-reader")
-        self._coming: deque[Future[tuple[int, Outcome]]] = deque()
+        #: True for each block that may be read now, False for each thread that is to end.
+        self._room: SimpleQueue[bool] = SimpleQueue()
+        self._done: SimpleQueue[tuple[int, Outcome]] = SimpleQueue()
         self._early: dict[int, Outcome] = {}
         self._next = 0
         self._first = steps.start
         self._begin = time.perf_counter()
-        self._end: float | None = None
+        self._ended: float | None = None
         self._waited = 0.0
         self._num_bytes = 0
+        self._helps = reader.threads > 1
         for _ in range(blocks):
-            self._coming.append(self._pool.submit(self._read))
+            self._room.put(True)
+        threads = [
+            threading.Thread(target=self._work, name="streamseq-reader", daemon=True)
+            for _ in range(min(max(1, reader.threads - 1), blocks))
+        ]
+        # Also at exit: a thread that goes on while the interpreter ends can abort it.
+        self._end = weakref.finalize(self, _end, self._room, threads)
+        for thread in threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while self._room.get():
+            self._done.put(self._read())
 
     def _read(self) -> tuple[int, Outcome]:
         """The number of the block whose turn it is, and what came of it."""
@@ -48,14 +63,24 @@ class ReadAhead:
             self._taken += 1
             try:
                 request = next(self._requests, None)
-            except Exception as error:
+            except BaseException as error:
                 return number, error
         try:
             return number, None if request is None else self._reader.read(request)
-        except Exception as error:
+        except BaseException as error:
             return number, error
 
-    def take(self) -> list[Window] | None:
+    def _help(self) -> tuple[int, Outcome] | None:
+        """What `_read` returns, where there is room for another block."""
+        if not self._helps:
+            return None
+        try:
+            self._room.get_nowait()
+        except Empty:
+            return None
+        return self._read()
+
+    def take(self) -> Block | None:
         """The next block; None after the last one.
 
         Raises:
@@ -64,16 +89,23 @@ class ReadAhead:
         begin = time.perf_counter()
         # Two threads may have taken their turns in another order than they were called.
         while self._next not in self._early:
-            number, outcome = self._coming.popleft().result()
+            try:
+                number, outcome = self._done.get_nowait()
+            except Empty:
+                # On a machine of few cores waking a thread takes longer than what it would do meanwhile.
+                number, outcome = self._help() or self._done.get()
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+                # Ctrl-C does not wait for its turn.
+                raise outcome
             self._early[number] = outcome
-            self._coming.append(self._pool.submit(self._read))
         self._waited += time.perf_counter() - begin
         outcome = self._early.pop(self._next)
         self._next += 1
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             raise outcome
-        if outcome:
-            self._num_bytes += len(outcome) * sum(outcome[0][name].nbytes for name in outcome[0])
+        if outcome is not None:
+            self._num_bytes += outcome.num_bytes
+            self._room.put(True)
         return outcome
 
     def stats(self, position: int) -> LoaderStats:
@@ -87,7 +119,7 @@ class ReadAhead:
         return LoaderStats(
             windows=windows,
             num_bytes=self._num_bytes,
-            seconds=(self._end or time.perf_counter()) - self._begin,
+            seconds=(self._ended or time.perf_counter()) - self._begin,
             waited=self._waited,
             chunks=counts.loaded,
             decoded=counts.decoded,
@@ -98,8 +130,17 @@ class ReadAhead:
 
     def close(self) -> None:
         """End the threads, and let go of what they read."""
-        self._end = self._end or time.perf_counter()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._coming.clear()
+        self._ended = self._ended or time.perf_counter()
+        self._end()
         self._early.clear()
         self._reader.close()
+
+
+def _end(room: SimpleQueue[bool], threads: list[threading.Thread]) -> None:
+    with suppress(Empty):
+        while True:
+            room.get_nowait()
+    for _ in threads:
+        room.put(False)
+    for thread in threads:
+        thread.join()

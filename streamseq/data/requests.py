@@ -99,9 +99,9 @@ class Request:
     tokens: TokenRows
     begin: int
 
-    def make_tokens(self) -> list[StateToken]:
-        """A token for each window."""
-        return self.tokens.tokens(self.begin, self.begin + self.windows)
+    def make_tokens(self, first: int, stop: int) -> list[StateToken]:
+        """The tokens of the windows `[first, stop)` of the block."""
+        return self.tokens.tokens(self.begin + first, self.begin + stop)
 
 
 class Requests:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,58 @@ from torch import Tensor
 
 from streamseq.core.tokens import StateToken
 
+# Windows of which the tensors are made at a time. Many more, and Python's garbage collector looks through them.
+_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Windows that were read together.
+
+    Args:
+        fields: By name a tensor [W, B, K, *D], or [W, K, B, *D] where not `batch_first`.
+        masks: bool [W, B, K] or [W, K, B].
+        tokens: Makes the tokens of the windows `[first, stop)`.
+        batch_first: Whether lanes come before timesteps.
+    """
+
+    fields: Mapping[str, Tensor]
+    masks: Tensor
+    tokens: Callable[[int, int], Sequence[StateToken]]
+    batch_first: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the fields."""
+        return sum(tensor.nbytes for tensor in self.fields.values())
+
+    def windows(self) -> Iterator[Window]:
+        """The windows, views of the block."""
+        count = len(self.masks)
+        for first in range(0, count, _TOGETHER):
+            stop = min(count, first + _TOGETHER)
+            views = Views(
+                {name: tensor[first:stop].unbind(0) for name, tensor in self.fields.items()},
+                self.masks[first:stop].unbind(0),
+                partial(self.tokens, first, stop),
+                self.batch_first,
+            )
+            for index in range(stop - first):
+                # Not through __init__: a stream makes hundreds of thousands a second.
+                window = object.__new__(Window)
+                window._views = views
+                window._index = index
+                yield window
+
 
 @dataclass(slots=True)
-class Block:
-    """Windows that were read together; arguments by window.
+class Views:
+    """What a few windows show; arguments by window.
 
     Args:
         fields: By name a tensor [B, K, *D], or [K, B, *D] where not `batch_first`, for each window.
         masks: bool [B, K] or [K, B] for each window.
-        tokens: The tokens, or what they are made of.
+        tokens: The tokens, or what makes them.
         batch_first: Whether lanes come before timesteps.
         lengths: int64 [B] for each window; None: as the tokens say.
     """
@@ -29,17 +73,6 @@ class Block:
     tokens: Sequence[StateToken] | Callable[[], Sequence[StateToken]]
     batch_first: bool
     lengths: Sequence[Tensor] | None = None
-
-    def windows(self) -> list[Window]:
-        """The windows."""
-        # Not through __init__: a stream makes hundreds of thousands a second.
-        windows = []
-        for index in range(len(self.masks)):
-            window = object.__new__(Window)
-            window._block = self
-            window._index = index
-            windows.append(window)
-        return windows
 
     def all_tokens(self) -> Sequence[StateToken]:
         """The tokens, made at the first call."""
@@ -65,9 +98,9 @@ class Window:
         batch_first: Whether lanes come before timesteps.
     """
 
-    __slots__ = ("_block", "_index")
+    __slots__ = ("_index", "_views")
 
-    _block: Block
+    _views: Views
     _index: int
 
     def __init__(
@@ -79,7 +112,7 @@ class Window:
         lengths: Tensor | None = None,
     ) -> None:
         self._index = 0
-        self._block = Block(
+        self._views = Views(
             fields={name: (tensor,) for name, tensor in fields.items()},
             masks=(mask,),
             tokens=(token,) if isinstance(token, StateToken) else lambda: (token(),),
@@ -90,38 +123,38 @@ class Window:
     @property
     def token(self) -> StateToken:
         """Whose state each lane continues."""
-        return self._block.all_tokens()[self._index]
+        return self._views.all_tokens()[self._index]
 
     @property
     def mask(self) -> Tensor:
         """bool [B, K] or [K, B]: the timesteps whose loss counts."""
-        return self._block.masks[self._index]
+        return self._views.masks[self._index]
 
     @property
     def lengths(self) -> Tensor:
         """int64 [B]: timesteps of input of each lane; what follows is padding. Stays on the CPU."""
-        return self._block.all_lengths()[self._index]
+        return self._views.all_lengths()[self._index]
 
     @property
     def batch_first(self) -> bool:
         """Whether lanes come before timesteps."""
-        return self._block.batch_first
+        return self._views.batch_first
 
     def __getitem__(self, name: str) -> Tensor:
         try:
-            return self._block.fields[name][self._index]
+            return self._views.fields[name][self._index]
         except KeyError:
-            raise KeyError(f"the window has {', '.join(self._block.fields)}, not {name!r}") from None
+            raise KeyError(f"the window has {', '.join(self._views.fields)}, not {name!r}") from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._block.fields
+        return name in self._views.fields
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._block.fields)
+        return iter(self._views.fields)
 
     def keys(self) -> list[str]:
         """The names of the fields and lookaheads."""
-        return list(self._block.fields)
+        return list(self._views.fields)
 
     @property
     def time_axis(self) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from streamseq.core.fields import Field
 from streamseq.storage.arrow_shard import ArrowChunks
 from streamseq.storage.chunk_cache import ChunkCache
+from streamseq.storage.decoding import Chunks, Decoder, Decoding
 from streamseq.storage.interface import InFile, Int64, Parts, Reader, ReaderCounts
 from streamseq.storage.location import StoreFolder
 from streamseq.storage.rows import RowIndex
@@ -29,22 +29,6 @@ _OPEN_FILES = 128
 Checked = dict[tuple[int, str], Int64]
 """By number of the shard and name of the field, for each chunk where its values begin in its file, once it was compared
 with its checksum; -1 before."""
-
-
-class Chunks(Protocol):
-    """The chunks of one field of one shard. Its file is closed when nobody holds it any more."""
-
-    def takes_long(self, chunk: int) -> bool:
-        """Whether `decode` reads, checks or decodes; waking another thread costs more than what else it does."""
-
-    def will_need(self, chunk: int) -> None:
-        """Let the operating system begin to read a chunk."""
-
-    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
-        """Return a chunk `[m, *D]`, in the memory of `spare` where that helps, or where it is stored as it is.
-
-        Several threads may do so.
-        """
 
 
 class DiskReader(Reader):
@@ -73,7 +57,7 @@ class DiskReader(Reader):
         self._rows = rows
         self._fields = version.layout.fields
         self._counted = ReaderCounts()
-        self._decoder = ThreadPoolExecutor(1, "streamseq-decoder") if ahead else None
+        self._decoder = Decoder() if ahead else None
         open_files = max(4, _OPEN_FILES // max(1, len(fields)))
         decoder = self._decoder
         self._columns = {
@@ -130,7 +114,7 @@ class DiskReader(Reader):
     def close(self) -> None:
         """See `Reader.close`."""
         if self._decoder is not None:
-            self._decoder.shutdown(wait=True, cancel_futures=True)
+            self._decoder.close()
         self._counted = self.counts
         for column in self._columns.values():
             column.close()
@@ -147,7 +131,7 @@ class _Column:
         name: str,
         cache: ChunkCache,
         open_files: int,
-        decoder: ThreadPoolExecutor | None,
+        decoder: Decoder | None,
         ahead: int,
         checked: Checked,
     ) -> None:
@@ -166,7 +150,8 @@ class _Column:
         self._cache = cache
         self._decoder = decoder
         self._ahead = ahead
-        self._coming: dict[int, Future[tuple[NDArray[Any] | InFile, float]]] = {}
+        self._lock = threading.Lock()
+        self._coming: dict[int, Decoding] = {}
         self._spares: list[NDArray[Any]] = []
         #: Chunks that are going to be asked for, and take no time.
         self._ready: set[int] = set()
@@ -204,55 +189,87 @@ class _Column:
 
     def load(self, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
         """The chunks, from which `uses` timesteps are going to be read."""
-        self.counts.loaded += len(chunks)
-        loaded = []
-        for key, count in zip(chunks, uses, strict=True):
-            values = self._cache.get(key, count)
-            loaded.append(self._load(key, count) if values is None else values)
-            # The memory of a chunk is used again only when nobody holds it.
-            del values
-        return loaded
+        there: dict[int, NDArray[Any] | InFile] = {}
+        coming: dict[int, Decoding] = {}
+        with self._lock:
+            self.counts.loaded += len(chunks)
+            for key, count in zip(chunks, uses, strict=True):
+                values = self._cache.get(key, count)
+                if values is not None:
+                    there[key] = values
+                    continue
+                if key not in self._coming:
+                    self._make_room()
+                    self._begin(key)
+                coming[key] = self._coming[key]
+        if coming:
+            try:
+                # What nobody has begun is done here, before the rest is waited for.
+                for decoding in coming.values():
+                    decoding.run()
+                for key, decoding in coming.items():
+                    self._wait(decoding)
+                    there[key] = decoding.result()
+            except BaseException:
+                # Not for ever: the next one tries anew.
+                self._forget(coming)
+                raise
+            self._keep(coming, dict(zip(chunks, uses, strict=True)))
+        return [there[key] for key in chunks]
 
     def prefetch(self, chunks: Sequence[int]) -> bool:
         """Begin to decode chunks that are not there; False where there is not room for all."""
         if self._decoder is None:
             return False
-        coming, cache = self._coming, self._cache
-        for key in chunks:
-            if key in coming or key in cache or key in self._ready:
-                continue
-            if len(coming) >= self._ahead:
-                return False
-            file, chunk = self._place(key)
-            if not file.takes_long(chunk):
-                self._ready.add(key)
-                continue
-            file.will_need(chunk)
-            spare = self._spares.pop() if self._spares else None
-            coming[key] = self._decoder.submit(_decode, file, chunk, spare)
+        coming, cache, ready = self._coming, self._cache, self._ready
+        with self._lock:
+            for key in chunks:
+                if key in ready or key in cache or key in coming:
+                    continue
+                if len(coming) >= self._ahead:
+                    return False
+                file, chunk = self._place(key)
+                if not file.takes_long(chunk):
+                    ready.add(key)
+                    continue
+                file.will_need(chunk)
+                self._decoder.submit(self._begin(key))
         return True
 
-    def _load(self, key: int, count: int) -> NDArray[Any] | InFile:
-        """Decode a chunk of which `count` timesteps are going to be read, or wait for it."""
-        self._make_room()
-        self._ready.discard(key)
-        begin = time.perf_counter()
-        coming = self._coming.pop(key, None)
-        if coming is None:
-            file, chunk = self._place(key)
-            values, seconds = _decode(file, chunk, self._spares.pop() if self._spares else None)
+    def _begin(self, key: int) -> Decoding:
+        """What decodes a chunk, from now on for all who ask for it."""
+        file, chunk = self._place(key)
+        decoding = self._coming[key] = Decoding(file, chunk, self._spares.pop() if self._spares else None)
+        return decoding
+
+    def _wait(self, decoding: Decoding) -> None:
+        if self._decoder is None:
+            decoding.wait()
         else:
-            values, seconds = coming.result()
-        counts = self.counts
-        counts.waited += time.perf_counter() - begin
-        counts.decoding += seconds
-        counts.decoded += 1
-        shard = bisect_right(self._chunk_borders, key) - 1
-        steps = min(self._steps, self._lengths[shard] - (key - self._chunk_borders[shard]) * self._steps)
-        counts.decoded_bytes += steps * self._step_bytes
-        self._cache.put(key, values, steps)
-        self._cache.get(key, count)
-        return values
+            self._decoder.wait(decoding)
+
+    def _forget(self, failed: Mapping[int, Decoding]) -> None:
+        with self._lock:
+            for key, decoding in failed.items():
+                if self._coming.get(key) is decoding:
+                    del self._coming[key]
+
+    def _keep(self, decoded: Mapping[int, Decoding], uses: Mapping[int, int]) -> None:
+        """Keep chunks, of which `uses` timesteps are going to be read."""
+        with self._lock:
+            for key, decoding in decoded.items():
+                # Another thread may have waited for it as well, and been faster.
+                if self._coming.get(key) is decoding:
+                    del self._coming[key]
+                    self._ready.discard(key)
+                    self._make_room()
+                    shard = bisect_right(self._chunk_borders, key) - 1
+                    steps = min(self._steps, self._lengths[shard] - (key - self._chunk_borders[shard]) * self._steps)
+                    self.counts.decoding += decoding.seconds
+                    self.counts.decoded += 1
+                    self.counts.decoded_bytes += steps * self._step_bytes
+                    self._cache.put(key, decoding.result(), steps)
+                self._cache.get(key, uses[key])
 
     def _make_room(self) -> None:
         spare = self._cache.make_room()
@@ -301,9 +318,3 @@ class _Column:
         self._coming.clear()
         self._spares.clear()
         self._cache.clear()
-
-
-def _decode(file: Chunks, chunk: int, spare: NDArray[Any] | None) -> tuple[NDArray[Any] | InFile, float]:
-    """A chunk, and the seconds that it took."""
-    begin = time.perf_counter()
-    return file.decode(chunk, spare), time.perf_counter() - begin
