@@ -13,11 +13,11 @@ class LoaderStats:
         windows: Windows that were handed out.
         num_bytes: Bytes of the fields of their blocks.
         seconds: From the first one that was asked for until now, or until the last one.
-        waited: Seconds of these that the user waited for windows; the rest is the user's own.
+        waited: Seconds of these that the user waited for windows, or its thread read them; the rest is the user's own.
         chunks: Chunks that were read from, each once for each block that it is in.
         decoded: Chunks that were decoded for that, or checked.
         decoded_bytes: Their size, decoded.
-        decoding: Seconds that decoding took, in the background.
+        decoding: Seconds that decoding took, in whatever thread.
         memory_bytes: Memory for blocks, and the most that decoded chunks may take.
     """
 

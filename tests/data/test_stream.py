@@ -478,6 +478,22 @@ def test_a_block_s_memory_is_used_again_only_when_nobody_looks_at_it():
     assert len({read(step)["x"].data_ptr() for step in range(20)}) == 1
 
 
+def test_a_chunk_that_did_not_decode_is_tried_again(tmp_path):
+    with ss.create(tmp_path / "s.zarr", {"x": ss.Field("int64", codec="zstd")}) as writer:
+        writer.write("a", x=np.arange(20))
+    (path,) = tmp_path.glob("s.zarr/shards/*/x/c/0")
+    good = path.read_bytes()
+    stream = ss.StreamDataset(ss.open(tmp_path / "s.zarr"), 1, 20)
+    with path.open("r+b") as file:
+        file.write(bytes([good[0] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(ss.CorruptionError):
+            stream[0]
+    with path.open("r+b") as file:
+        file.write(good[:1])
+    assert stream[0]["x"].tolist() == [list(range(20))]
+
+
 @slow
 @given(st.data())
 def test_a_stream_goes_on_with_windows_of_another_length(make_store, data):
