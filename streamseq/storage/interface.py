@@ -103,9 +103,9 @@ class ReaderCounts:
 
 
 class Reader(ABC):
-    """Reads timesteps of sequences in small steps, keeping decoded chunks; for one thread at a time.
+    """Reads timesteps of sequences in small steps, keeping decoded chunks.
 
-    A stream makes one reader for each of its threads.
+    Several threads may `load` and `prefetch` at once; each iteration of a stream makes a reader of its own.
     """
 
     @property
