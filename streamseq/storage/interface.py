@@ -88,14 +88,12 @@ class ReaderCounts:
         decoded: Chunks that were decoded for that, or found in their file.
         decoded_bytes: Their size, decoded.
         decoding: Seconds that decoding took, in whatever thread.
-        waited: Seconds that the reader waited for it.
     """
 
     loaded: int = 0
     decoded: int = 0
     decoded_bytes: int = 0
     decoding: float = 0.0
-    waited: float = 0.0
 
     def __add__(self, other: ReaderCounts) -> ReaderCounts:
         names = self.__slots__
