@@ -1,4 +1,4 @@
-/* Copies many parts of many buffers and files into one block, and fills what no part covers, without holding the interpreter.
+/* Copies many parts of many buffers and files into one block, and sets others to zero, without holding the interpreter.
  *
  * A block is rows of `row` bytes, `stride` bytes apart. A piece lies on one lane, whose first row begins `base` bytes
  * into the block, and goes on from row to row: byte p of a lane is byte p % row of its row p / row.
@@ -13,8 +13,8 @@
 
 enum { SOURCE, FROM, BASE, AT, COUNT, COLUMNS };
 
-/* Values of SOURCE that are no buffer: what is set instead. */
-enum { ZEROS = -1, ONES = -2 };
+/* The value of SOURCE where there is none. */
+enum { ZEROS = -1 };
 
 /* A buffer, or a part of an open file. */
 typedef struct {
@@ -29,10 +29,10 @@ enum { VECTORS = 256, ENDS_EARLY = -1 };
 /* Shorter rows are read together and then put in place: a vector of its own for each costs more than the second copy. */
 enum { SHORT_ROW = 4096, TOGETHER = 128 << 10 };
 
-static inline void put(char *to, const char *from, int fill, size_t count)
+static inline void put(char *to, const char *from, size_t count)
 {
     if (from == NULL) {
-        memset(to, fill, count);
+        memset(to, 0, count);
         return;
     }
     switch (count) {
@@ -69,14 +69,14 @@ static int read_piece(char *lane, const int64_t *piece, const Source *source, in
     return 0;
 }
 
-/* Puts bytes, or `fill`, on a lane from byte `at` of it on. */
-static void put_rows(char *lane, const char *from, int fill, int64_t at, int64_t left, int64_t row, int64_t stride)
+/* Puts bytes, or zeros, on a lane from byte `at` of it on. */
+static void put_rows(char *lane, const char *from, int64_t at, int64_t left, int64_t row, int64_t stride)
 {
     int64_t within = at % row;
     char *to = lane + at / row * stride;
     while (left > 0) {
         int64_t count = row - within < left ? row - within : left;
-        put(to + within, from, fill, (size_t)count);
+        put(to + within, from, (size_t)count);
         if (from != NULL)
             from += count;
         left -= count;
@@ -98,7 +98,7 @@ static int read_short_rows(char *lane, const int64_t *piece, const Source *sourc
         if (got == 0)
             return ENDS_EARLY;
         if (got > 0) {
-            put_rows(lane, together, 0, piece[AT] + done, got, row, stride);
+            put_rows(lane, together, piece[AT] + done, got, row, stride);
             done += got;
         }
     }
@@ -116,7 +116,7 @@ static int copy_pieces(char *block, const int64_t *piece, Py_ssize_t count, cons
         char *lane = block + piece[BASE];
         if (source == NULL || source->descriptor < 0) {
             const char *from = source == NULL ? NULL : (const char *)source->buffer.buf + piece[FROM];
-            put_rows(lane, from, piece[SOURCE] == ONES, piece[AT], piece[COUNT], row, stride);
+            put_rows(lane, from, piece[AT], piece[COUNT], row, stride);
         } else if (row >= SHORT_ROW) {
             failed = read_piece(lane, piece, source, row, stride);
         } else if (together == NULL && (together = malloc(TOGETHER)) == NULL) {
@@ -134,7 +134,7 @@ static int fits(const int64_t *piece, const Source *sources, Py_ssize_t num_sour
                 int64_t stride)
 {
     int64_t count = piece[COUNT], at = piece[AT], base = piece[BASE];
-    if (piece[SOURCE] < ONES || piece[SOURCE] >= num_sources || count < 0 || at < 0 || base < 0 || base >= stride)
+    if (piece[SOURCE] < ZEROS || piece[SOURCE] >= num_sources || count < 0 || at < 0 || base < 0 || base >= stride)
         return 0;
     if (piece[SOURCE] >= 0) {
         int64_t length = sources[piece[SOURCE]].length;
@@ -225,7 +225,7 @@ done:
 static PyMethodDef methods[] = {
     {"copy", copy, METH_VARARGS,
      "copy(block, sources, table, row, stride)\n--\n\n"
-     "Copy pieces into a block: int64 rows of source (-1: zeros, -2: ones), from, base, at and count, in bytes. A\n"
+     "Copy pieces into a block: int64 rows of source (-1: zeros), from, base, at and count, in bytes. A\n"
      "source is a buffer, or a file's descriptor, offset and length."},
     {NULL, NULL, 0, NULL},
 };

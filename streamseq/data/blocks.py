@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from streamseq.core.errors import CorruptionError
 from streamseq.core.plan import Plan
 from streamseq.data.buffers import Buffers
 from streamseq.data.limits import Limits
-from streamseq.data.pieces import Rows, copy_pieces
-from streamseq.data.requests import Column, Request, Requests, View
+from streamseq.data.pieces import copy_pieces
+from streamseq.data.requests import Column, Masks, Request, Requests, View
 from streamseq.data.window import Block
 from streamseq.storage.interface import ReaderCounts, Store
 
@@ -35,14 +36,25 @@ class BlockReader:
         view: What to show.
         limits: How much memory to use.
         buffers: Where the memory of blocks comes from.
+        mask_buffers: Where that of masks comes from.
         ahead: Whether a thread of its own decodes chunks before they are needed.
     """
 
-    def __init__(self, store: Store, plan: Plan, view: View, limits: Limits, buffers: Buffers, ahead: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        view: View,
+        limits: Limits,
+        buffers: Buffers,
+        mask_buffers: Buffers,
+        ahead: bool,
+    ) -> None:
         self._view = view
         self._fields = {name: store.fields[emitted.field] for name, emitted in view.emitted.items()}
         self._limits = limits
         self._buffers = buffers
+        self._mask_buffers = mask_buffers
         names = [emitted.field for emitted in view.emitted.values()]
         self._reader = store.reader(names, limits.chunks, limits.ahead if ahead else 0)
         self._chunk_bytes = (limits.chunks + (limits.ahead if ahead else 0)) * sum(
@@ -69,7 +81,7 @@ class BlockReader:
     @property
     def memory_bytes(self) -> int:
         """Memory for blocks, and the most that decoded chunks may take."""
-        return self._buffers.nbytes() + self._chunk_bytes
+        return self._buffers.nbytes() + self._mask_buffers.nbytes() + self._chunk_bytes
 
     def requests(self, steps: range) -> Iterator[Request]:
         """What `read` reads of the windows `steps`, in order: blocks, or single windows that are not consecutive."""
@@ -100,16 +112,20 @@ class BlockReader:
     def read(self, request: Request) -> Block:
         """The windows of a block. Several threads may read at once."""
         fields = {name: self._fill(name, column, request.windows) for name, column in request.columns.items()}
-        return Block(fields, self._mask(request), request.make_tokens, self._view.batch_first)
-
-    def _take(self, windows: int, rows: Rows, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-        axes = (rows.lanes, rows.length) if rows.batch_first else (rows.length, rows.lanes)
-        return self._buffers.take((windows, *axes, *shape), dtype)
+        masks = request.masks
+        return Block(
+            fields=fields,
+            num_windows=masks.windows,
+            together=masks.together,
+            masks=partial(_make_masks, self._mask_buffers, masks),
+            tokens=request.make_tokens,
+            batch_first=self._view.batch_first,
+        )
 
     def _fill(self, name: str, column: Column, windows: int) -> Tensor:
         """[W, B, K, *D] or [W, K, B, *D] of one tensor of the windows."""
         field, most = self._fields[name], self._limits.batch if self._decodes else max(1, len(column.chunks))
-        block = self._take(windows, column.rows, field.shape, field.dtype)
+        block = self._buffers.take((windows, *column.rows.axes, *field.shape), field.dtype)
         if len(column.padding):
             copy_pieces(block, column.rows, [], column.padding)
         for first in range(0, len(column.chunks), most):
@@ -127,8 +143,12 @@ class BlockReader:
             del sources
         return torch.from_numpy(block)
 
-    def _mask(self, request: Request) -> Tensor:
-        """bool [W, B, K] or [W, K, B]."""
-        mask = self._take(request.windows, request.mask_rows, (), np.dtype(np.bool_))
-        copy_pieces(mask, request.mask_rows, [], request.mask)
-        return torch.from_numpy(mask)
+
+def _make_masks(buffers: Buffers, masks: Masks, number: int) -> Sequence[Tensor]:
+    """The masks of a few windows, bool [B, K] or [K, B] each."""
+    windows = min(masks.together, masks.windows - number * masks.together)
+    mask = buffers.take((windows, *masks.rows.axes), np.dtype(np.bool_))
+    mask.fill(True)
+    if len(masks.zeros[number]):
+        copy_pieces(mask, masks.rows, [], masks.zeros[number])
+    return torch.from_numpy(mask).unbind(0)

@@ -120,7 +120,7 @@ class StreamDataset(IterableDataset[Window]):
         self._plan = self._make_plan()
         #: The window at which the stream goes on: what was handed out before it counts as consumed.
         self.position = 0
-        self._buffers = Buffers(1)
+        self._buffers, self._mask_buffers = Buffers(1), Buffers(1)
         self._reader: BlockReader | None = None
         self._reader_owner: object = None
         # Says at once what cannot work, and what is not likely to be meant.
@@ -215,10 +215,11 @@ class StreamDataset(IterableDataset[Window]):
         """
         # One more is filled, and one is looked at.
         blocks = ahead + 2
-        tensors = len(self._view.emitted) + 1
+        tensors = len(self._view.emitted)
         if self._buffers.limit != blocks * tensors:
-            self._buffers = Buffers(blocks * tensors)
-        return BlockReader(self.store, self.plan, self._view, self._limits(blocks), self._buffers, ahead > 0)
+            self._buffers, self._mask_buffers = Buffers(blocks * tensors), Buffers(blocks)
+        buffers = self._buffers, self._mask_buffers
+        return BlockReader(self.store, self.plan, self._view, self._limits(blocks), *buffers, ahead > 0)
 
     def _limits(self, blocks: int) -> Limits:
         view, plan = self._view, self.plan

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from streamseq.core.errors import PlanError
 from streamseq.core.shuffle import GROUP, RUN
 from streamseq.core.sizes import format_bytes
+from streamseq.data.requests import TOGETHER
 
 BLOCK_BYTES = 8 << 20
 MAX_WINDOWS = 256
@@ -73,10 +74,15 @@ def usual_limits(needs: Needs) -> Limits:
 
     A lane needs two where it goes from one to the next while two threads are in different blocks.
     """
-    windows = 1 if needs.single else min(MAX_WINDOWS, max(1, BLOCK_BYTES // max(1, needs.window_bytes)))
+    windows = 1 if needs.single else _whole(min(MAX_WINDOWS, max(1, BLOCK_BYTES // max(1, needs.window_bytes))))
     shared = 2 * GROUP * RUN if needs.shuffle else _SHARED_CHUNKS
     chunks = 2 * needs.lanes + shared
     return Limits(windows=windows, chunks=chunks, ahead=min(needs.lanes, MAX_AHEAD), threads=THREADS)
+
+
+def _whole(windows: int) -> int:
+    """So many windows at most, as many times `TOGETHER` as there are in them."""
+    return windows if windows < TOGETHER else windows - windows % TOGETHER
 
 
 def limits_within(needs: Needs, memory: int) -> Limits:
@@ -99,7 +105,7 @@ def limits_within(needs: Needs, memory: int) -> Limits:
             more = 0 if needs.single else left // (needs.blocks * needs.window_bytes)
             # Where the chunks of the lanes are kept, larger blocks than usual gain nothing.
             most = usual.windows if chunks >= needs.lanes else 1 + more
-            return Limits(windows=min(most, 1 + more), chunks=chunks, ahead=ahead, threads=threads)
+            return Limits(windows=_whole(min(most, 1 + more)), chunks=chunks, ahead=ahead, threads=threads)
     least = needs.total_bytes(Limits(windows=1, chunks=1, ahead=1, threads=1))
     raise PlanError(
         f"memory={format_bytes(memory)} is too little: {needs.blocks} blocks of at least one window of "

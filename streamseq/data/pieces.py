@@ -24,8 +24,8 @@ except ImportError:  # installed without a compiler
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
 
-ZEROS, ONES = -1, -2
-"""Sources of pieces that are set instead of copied; ones only where a timestep is a byte."""
+ZEROS = -1
+"""The source of pieces that are set to zero instead of copied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,11 @@ class Rows:
     batch_first: bool
 
     @property
+    def axes(self) -> tuple[int, int]:
+        """The axes of a window."""
+        return (self.lanes, self.length) if self.batch_first else (self.length, self.lanes)
+
+    @property
     def row(self) -> int:
         """Bytes of a lane that lie together: a window's, or a timestep's."""
         return self.step_bytes * (self.length if self.batch_first else 1)
@@ -58,7 +63,7 @@ class Rows:
         """Pieces as `copy_pieces` wants them, int64 [P, 5]; arguments are int64 [P], in timesteps.
 
         Args:
-            source: The number of the source, or `ZEROS`, or `ONES`.
+            source: The number of the source, or `ZEROS`.
             low: The first timestep in the source.
             lane: The lane, from 0.
             at: The first timestep on the lane, with its windows end to end.
@@ -105,7 +110,6 @@ def copy_pieces_slowly(block: Array, rows: Rows, sources: Sequence[Array | InFil
             held = sources[source]
             first, last = low // step, (low + count) // step
             values = held.read(block.dtype, shape, first, last) if isinstance(held, InFile) else held[first:last]
-        fill = int(source == ONES)
         window, begin = divmod(at // step, length)
         left, done = count // step, 0
         while left:
@@ -113,10 +117,10 @@ def copy_pieces_slowly(block: Array, rows: Rows, sources: Sequence[Array | InFil
             whole = left // length if not begin else 0
             if whole > 1:
                 part = whole * length
-                each = fill if values is None else values[done : done + part].reshape(whole, length, *shape)
+                each = 0 if values is None else values[done : done + part].reshape(whole, length, *shape)
                 place[window : window + whole] = each
                 window += whole
             else:
-                place[window, begin : begin + part] = fill if values is None else values[done : done + part]
+                place[window, begin : begin + part] = 0 if values is None else values[done : done + part]
                 window += 1
             begin, left, done = 0, left - part, done + part

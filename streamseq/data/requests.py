@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from streamseq.core.plan import Plan, Runs
 from streamseq.core.tokens import StateToken, TokenRows
-from streamseq.data.pieces import ONES, ZEROS, Rows
+from streamseq.data.pieces import ZEROS, Rows
 from streamseq.storage.interface import Reader
 
 Int64 = NDArray[np.int64]
 
 # Blocks of a stretch.
 STRETCH = 16
+# Windows of which masks, tokens and tensors are made at a time: few enough that a mask is still in the processor's
+# cache when it is looked at, and that Python's garbage collector does not look through them.
+TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,22 +83,37 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Masks:
+    """The masks of a block, `together` windows at a time.
+
+    Args:
+        windows: W, of the block.
+        together: Of which a mask is made at a time; fewer at the end.
+        rows: How they lie in it.
+        zeros: For each time int64 [M, 5], the pieces of zeros; everything else is one.
+    """
+
+    windows: int
+    together: int
+    rows: Rows
+    zeros: list[Int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
     """A block that is going to be read.
 
     Args:
         windows: W.
         columns: By name in the window.
-        mask_rows: How the mask lies in its block.
-        mask: int64 [M, 5], pieces of zeros and ones.
+        masks: What their masks are.
         tokens: Makes the tokens of the stretch.
         begin: The place of the first window in the stretch.
     """
 
     windows: int
     columns: dict[str, Column]
-    mask_rows: Rows
-    mask: Int64
+    masks: Masks
     tokens: TokenRows
     begin: int
 
@@ -145,15 +163,17 @@ class Requests:
             switches=plan.settings.switches,
         )
         columns = {name: self._columns(emitted, runs, length, size, blocks) for name, emitted in view.emitted.items()}
-        mask_rows = self._rows(length, 1)
-        masks = _cut(self._mask(runs, length), size * length, blocks)
+        together = TOGETHER if size % TOGETHER == 0 else size
+        parts = size // together
+        rows = self._rows(length, 1)
+        zeros = _cut(self._masked(runs, length), together * length, blocks * parts)
         for block in range(blocks):
-            held = {name: each[block] for name, each in columns.items()}
+            windows = min(size, stop - first - block * size)
+            part = block * parts
             yield Request(
-                windows=min(size, stop - first - block * size),
-                columns=held,
-                mask_rows=mask_rows,
-                mask=masks[block],
+                windows=windows,
+                columns={name: each[block] for name, each in columns.items()},
+                masks=Masks(windows=windows, together=together, rows=rows, zeros=zeros[part : part + parts]),
                 tokens=tokens,
                 begin=block * size,
             )
@@ -174,9 +194,7 @@ class Requests:
         count = stop - start
         step_bytes = self._reader.fields[emitted.field].step_bytes
         rows, lane_bytes = self._rows(length, step_bytes), size * length * step_bytes
-        high = low + count
-        padding = [rows.table(ZEROS, 0, lane, begin, low - begin), rows.table(ZEROS, 0, lane, high, end - high)]
-        paddings = _cut(np.concatenate(padding), lane_bytes, blocks)
+        paddings = _cut(_gaps(rows, lane, begin, low, low + count, end), lane_bytes, blocks)
         if not count.all():
             there = count > 0
             lane, sequence, start, stop, low = (each[there] for each in (lane, sequence, start, stop, low))
@@ -185,10 +203,10 @@ class Requests:
         table, borders = _cut_at(
             rows.table(parts.chunk, parts.low, lane[parts.span], at, parts.count), lane_bytes, blocks
         )
-        # The chunks of each block: one sort for all of them.
+        # The chunks of each block, found for all of them together.
         block = np.repeat(np.arange(blocks), np.diff(borders))
-        every, chunk = np.unique(table[:, 0], return_inverse=True)
-        needed, source = np.unique(block * len(every) + chunk, return_inverse=True)
+        every, chunk = _distinct(table[:, 0])
+        needed, source = _distinct(block * len(every) + chunk)
         uses = (np.bincount(source, table[:, -1], len(needed)) / step_bytes).astype(np.int64).tolist()
         starts = np.searchsorted(needed, np.arange(blocks + 1) * len(every))
         table[:, 0] = source - starts[block]
@@ -205,16 +223,37 @@ class Requests:
             for number in range(blocks)
         ]
 
-    def _mask(self, runs: Runs, length: int) -> Int64:
-        """Pieces of the mask: timesteps that are there, with everything that looks ahead or back."""
+    def _masked(self, runs: Runs, length: int) -> Int64:
+        """Pieces of zeros of the mask: timesteps that are not there, or lack something that looks ahead or back."""
         offsets = [emitted.offset for emitted in self._view.emitted.values()]
         ahead, back = max(0, *offsets), min(0, *offsets)
         begin, end = runs.first * length, runs.last * length
         low = np.clip(begin + runs.low - back - runs.start, begin, end)
         high = np.clip(begin + np.minimum(runs.stop, runs.high - ahead) - runs.start, low, end)
-        spans = ((ZEROS, begin, low), (ONES, low, high), (ZEROS, high, end))
-        rows = self._rows(length, 1)
-        return np.concatenate([rows.table(what, 0, runs.lane, start, stop - start) for what, start, stop in spans])
+        return _gaps(self._rows(length, 1), runs.lane, begin, low, high, end)
+
+
+def _distinct(values: Int64) -> tuple[Int64, Int64]:
+    """What `np.unique` returns with the inverse; without a sort where the values lie close together."""
+    if not len(values):
+        return values, values
+    least = int(values.min())
+    spread = int(values.max()) - least + 1
+    if spread > 4 * len(values) + 1024:
+        return np.unique(values, return_inverse=True)
+    there = np.zeros(spread, np.bool_)
+    there[values - least] = True
+    distinct = np.flatnonzero(there)
+    return distinct + least, (np.cumsum(there) - 1)[values - least]
+
+
+def _gaps(rows: Rows, lane: Int64, begin: Int64, low: Int64, high: Int64, end: Int64) -> Int64:
+    """Pieces of zeros before `low` and from `high` on, of what lies in `[begin, end)` of lanes."""
+    tables = []
+    for start, stop in ((begin, low), (high, end)):
+        there = np.flatnonzero(stop > start)
+        tables.append(rows.table(ZEROS, 0, lane[there], start[there], (stop - start)[there]))
+    return np.concatenate(tables)
 
 
 def _cut(table: Int64, lane_bytes: int, blocks: int) -> list[Int64]:
@@ -225,13 +264,13 @@ def _cut(table: Int64, lane_bytes: int, blocks: int) -> list[Int64]:
 
 def _cut_at(table: Int64, lane_bytes: int, blocks: int) -> tuple[Int64, list[int]]:
     """`_cut`, before the pieces, which are sorted by block, are split at the borders [blocks + 1]."""
-    table = table[table[:, 4] > 0]
     at, end = table[:, 3], table[:, 3] + table[:, 4]
     first = at // lane_bytes
     several = (end - 1) // lane_bytes - first + 1
     index = np.repeat(np.arange(len(table)), several)
     block = np.arange(len(index)) + np.repeat(first - (np.cumsum(several) - several), several)
-    order = np.argsort(block, kind="stable")
+    # Numbers of two bytes are sorted in linear time.
+    order = np.argsort(block.astype(np.uint16) if blocks <= 1 << 16 else block, kind="stable")
     index, block = index[order], block[order]
     low = np.maximum(at[index], block * lane_bytes)
     high = np.minimum(end[index], (block + 1) * lane_bytes)

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from streamseq.core.tokens import StateToken
 
-# Windows of which the tensors are made at a time. Many more, and Python's garbage collector looks through them.
-_TOGETHER = 64
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -22,13 +19,17 @@ class Block:
 
     Args:
         fields: By name a tensor [W, B, K, *D], or [W, K, B, *D] where not `batch_first`.
-        masks: bool [W, B, K] or [W, K, B].
+        num_windows: W.
+        together: Windows of which tensors are made at a time.
+        masks: Makes the masks of the first so many windows, of the next ones, ...: bool [B, K] or [K, B] each.
         tokens: Makes the tokens of the windows `[first, stop)`.
         batch_first: Whether lanes come before timesteps.
     """
 
     fields: Mapping[str, Tensor]
-    masks: Tensor
+    num_windows: int
+    together: int
+    masks: Callable[[int], Sequence[Tensor]]
     tokens: Callable[[int, int], Sequence[StateToken]]
     batch_first: bool
 
@@ -39,12 +40,11 @@ class Block:
 
     def windows(self) -> Iterator[Window]:
         """The windows, views of the block."""
-        count = len(self.masks)
-        for first in range(0, count, _TOGETHER):
-            stop = min(count, first + _TOGETHER)
+        for number, first in enumerate(range(0, self.num_windows, self.together)):
+            stop = min(self.num_windows, first + self.together)
             views = Views(
                 {name: tensor[first:stop].unbind(0) for name, tensor in self.fields.items()},
-                self.masks[first:stop].unbind(0),
+                partial(self.masks, number),
                 partial(self.tokens, first, stop),
                 self.batch_first,
             )
@@ -62,17 +62,24 @@ class Views:
 
     Args:
         fields: By name a tensor [B, K, *D], or [K, B, *D] where not `batch_first`, for each window.
-        masks: bool [B, K] or [K, B] for each window.
+        masks: bool [B, K] or [K, B] for each window, or what makes them.
         tokens: The tokens, or what makes them.
         batch_first: Whether lanes come before timesteps.
         lengths: int64 [B] for each window; None: as the tokens say.
     """
 
     fields: Mapping[str, Sequence[Tensor]]
-    masks: Sequence[Tensor]
+    masks: Sequence[Tensor] | Callable[[], Sequence[Tensor]]
     tokens: Sequence[StateToken] | Callable[[], Sequence[StateToken]]
     batch_first: bool
     lengths: Sequence[Tensor] | None = None
+
+    def all_masks(self) -> Sequence[Tensor]:
+        """The masks, made at the first call."""
+        masks = self.masks
+        if callable(masks):
+            masks = self.masks = masks()
+        return masks
 
     def all_tokens(self) -> Sequence[StateToken]:
         """The tokens, made at the first call."""
@@ -128,7 +135,7 @@ class Window:
     @property
     def mask(self) -> Tensor:
         """bool [B, K] or [K, B]: the timesteps whose loss counts."""
-        return self._views.masks[self._index]
+        return self._views.all_masks()[self._index]
 
     @property
     def lengths(self) -> Tensor:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import streamseq as ss
+from streamseq.data.requests import TOGETHER
 
 FIELDS = {"x": ss.Field("int32"), "v": ss.Field("float32", (2, 3))}
 
@@ -389,6 +390,21 @@ def test_windows_that_are_held_keep_their_values(make_store):
     copies = [window["v"].clone() for window in held]
     list(ss.StreamLoader(stream))
     assert all(torch.equal(window["v"], copy) for window, copy in zip(held, copies, strict=True))
+
+
+def test_masks_of_many_windows_are_right_and_stay_as_somebody_left_them(make_store):
+    stream = ss.StreamDataset(make_store([70, 3, 640, 1, 64], "arrow"), 2, 2, lookahead={"y": ("x", 1)})
+    held = list(ss.StreamLoader(stream))
+    # More windows than tensors are made of at a time, several times, and not a multiple.
+    assert 3 * TOGETHER < len(held) != len(held) // TOGETHER * TOGETHER
+    for window in held[::3]:
+        window.mask.logical_not_()
+    for number, (old, new) in enumerate(zip(held, ss.StreamLoader(stream), strict=True)):
+        # The last timestep of a sequence has no next one.
+        lengths = torch.from_numpy(new.token.stop - new.token.start - new.token.final)
+        there = torch.arange(2) < lengths[:, None]
+        assert torch.equal(new.mask, there)
+        assert torch.equal(old.mask, ~there if number % 3 == 0 else there)
 
 
 def test_a_window_can_be_cut_moved_and_pickled():
