@@ -3,9 +3,13 @@
  * A block is rows of `row` bytes, `stride` bytes apart. A piece lies on one lane, whose first row begins `base` bytes
  * into the block, and goes on from row to row: byte p of a lane is byte p % row of its row p / row.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* preadv2 */
+#endif
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -222,11 +226,65 @@ done:
     return result;
 }
 
+/* Whether a byte of a file is in the operating system's cache; 0 where that cannot be said. */
+static int is_cached(int descriptor, off_t offset)
+{
+#ifdef RWF_NOWAIT
+    char byte;
+    struct iovec vector = {&byte, 1};
+    return preadv2(descriptor, &vector, 1, offset, RWF_NOWAIT) == 1;
+#else
+    (void)descriptor, (void)offset;
+    return 0;
+#endif
+}
+
+static PyObject *announce(PyObject *self, PyObject *list)
+{
+    if (!PyList_Check(list)) {
+        PyErr_SetString(PyExc_TypeError, "announce takes a list");
+        return NULL;
+    }
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    Source *sources = PyMem_Calloc((size_t)count + 1, sizeof(Source));
+    if (sources == NULL)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *each = PyList_GET_ITEM(list, i);
+        if (!PyTuple_Check(each)) {
+            PyErr_SetString(PyExc_TypeError, "a part of a file is a tuple");
+            PyMem_Free(sources);
+            return NULL;
+        }
+        if (!hold(&sources[i], each)) {
+            PyMem_Free(sources);
+            return NULL;
+        }
+    }
+    Py_BEGIN_ALLOW_THREADS
+#ifdef POSIX_FADV_WILLNEED
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const Source *each = &sources[i];
+        int64_t last = each->offset + (each->length > 0 ? each->length - 1 : 0);
+        /* Telling of what is there costs ten times as much as looking. That it fails does not matter. */
+        if (!is_cached(each->descriptor, each->offset) || !is_cached(each->descriptor, last))
+            (void)posix_fadvise(each->descriptor, each->offset, each->length, POSIX_FADV_WILLNEED);
+    }
+#endif
+    Py_END_ALLOW_THREADS
+    PyMem_Free(sources);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"copy", copy, METH_VARARGS,
      "copy(block, sources, table, row, stride)\n--\n\n"
      "Copy pieces into a block: int64 rows of source (-1: zeros), from, base, at and count, in bytes. A\n"
      "source is a buffer, or a file's descriptor, offset and length."},
+    {"announce", announce, METH_O,
+     "announce(parts)\n--\n\n"
+     "Let the operating system begin to read parts of files that it does not have: tuples of a descriptor, an offset and\n"
+     "a length."},
     {NULL, NULL, 0, NULL},
 };
 

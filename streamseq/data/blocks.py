@@ -16,15 +16,17 @@ from streamseq.core.errors import CorruptionError
 from streamseq.core.plan import Plan
 from streamseq.data.buffers import Buffers
 from streamseq.data.limits import Limits
-from streamseq.data.pieces import copy_pieces
+from streamseq.data.pieces import announce, copy_pieces
 from streamseq.data.requests import Column, Masks, Request, Requests, View
 from streamseq.data.window import Block
 from streamseq.storage.interface import ReaderCounts, Store
 
 Array = NDArray[Any]
 
-# Blocks of which it is known what they are going to hold.
+# Blocks of which it is known what they are going to hold, where chunks of all of them can be decoded ahead.
 _MOST_AHEAD = 64
+# Blocks of which the operating system reads the chunks ahead.
+_MOST_ANNOUNCED = 8
 
 
 class BlockReader:
@@ -87,18 +89,29 @@ class BlockReader:
         """What `read` reads of the windows `steps`, in order: blocks, or single windows that are not consecutive."""
         requests = self._requests.of(steps, self._limits.windows)
         coming: deque[Request] = deque()
-        hinted = 0
+        prefetched = announced = 0
         while True:
+            # The first ones do not wait for what comes later.
+            announced = min(_MOST_ANNOUNCED, announced + 1)
             # What is going to be read is found out as far ahead as there is room for decoded chunks.
-            while hinted == len(coming) < _MOST_AHEAD and (request := next(requests, None)) is not None:
+            while len(coming) < announced or prefetched == len(coming) < _MOST_AHEAD:
+                request = next(requests, None)
+                if request is None:
+                    break
                 coming.append(request)
-                hinted += self._prefetch(request)
+                self._announce(request)
+                if prefetched == len(coming) - 1:
+                    prefetched += self._prefetch(request)
             if not coming:
                 return
-            if hinted < len(coming):
-                hinted += self._prefetch(coming[hinted])
+            if prefetched < len(coming):
+                prefetched += self._prefetch(coming[prefetched])
             yield coming.popleft()
-            hinted = max(0, hinted - 1)
+            prefetched = max(0, prefetched - 1)
+
+    def _announce(self, request: Request) -> None:
+        for column in request.columns.values():
+            announce(self._reader.extents(column.field, column.chunks))
 
     def _prefetch(self, request: Request) -> bool:
         there = [self._reader.prefetch(column.field, column.chunks) for column in request.columns.values()]

@@ -1,7 +1,8 @@
 """Pieces: what goes where in a block, and the copy of all of them at once.
 
-The copy is C, without the interpreter, so that a training loop runs meanwhile; where the package was installed without
-a compiler it is numpy, piece after piece, which takes several times as long.
+The copy is C, without the interpreter, so that a training loop runs meanwhile, as is telling the operating system what
+to read ahead; where the package was installed without a compiler it is numpy, piece after piece, which takes several
+times as long, and nothing is told.
 """
 
 from __future__ import annotations
@@ -96,6 +97,12 @@ def copy_pieces(block: Array, rows: Rows, sources: Sequence[Array | InFile], tab
         return
     plain = [(each.descriptor, each.offset, each.num_bytes) if isinstance(each, InFile) else each for each in sources]
     _copy.copy(block, plain, table, rows.row, rows.stride)
+
+
+def announce(extents: Sequence[InFile]) -> None:
+    """Let the operating system begin to read what is not in its cache, so that nobody waits for the disk later."""
+    if extents and _copy is not None:
+        _copy.announce([(each.descriptor, each.offset, each.num_bytes) for each in extents])
 
 
 def copy_pieces_slowly(block: Array, rows: Rows, sources: Sequence[Array | InFile], table: Int64) -> None:

@@ -20,7 +20,7 @@ from streamseq.storage.interface import Reader
 
 Int64 = NDArray[np.int64]
 
-# Blocks of a stretch.
+# Blocks of a stretch at most.
 STRETCH = 16
 # Windows of which masks, tokens and tensors are made at a time: few enough that a mask is still in the processor's
 # cache when it is looked at, and that Python's garbage collector does not look through them.
@@ -144,8 +144,12 @@ class Requests:
             for step in steps:
                 yield from self._stretch(step, step + 1, 1)
             return
-        for first in range(steps.start, steps.stop, size * STRETCH):
-            yield from self._stretch(first, min(first + size * STRETCH, steps.stop), size)
+        # The first window does not wait for what is found out about many blocks.
+        first, blocks = steps.start, 1
+        while first < steps.stop:
+            stop = min(first + size * blocks, steps.stop)
+            yield from self._stretch(first, stop, size)
+            first, blocks = stop, min(2 * blocks, STRETCH)
 
     def _stretch(self, first: int, stop: int, size: int) -> Iterator[Request]:
         view, plan = self._view, self._plan

@@ -180,11 +180,10 @@ class ArrowChunks:
         """Whether `decode` does more than to say where the chunk is."""
         return not self._as_it_is or bool(self._checked[chunk] < 0)
 
-    def will_need(self, chunk: int) -> None:
-        """Let the operating system begin to read a chunk."""
+    def extent(self, chunk: int) -> InFile | None:
+        """Where a chunk's bytes lie."""
         offset, size, _ = self._batches[chunk]
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        return InFile(file=self, descriptor=self._descriptor, offset=offset, num_bytes=size)
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
         """Return chunk `[m, *D]`, with zstd in the array `spare`, whose old values are lost, where it fits.

@@ -21,8 +21,8 @@ class Chunks(Protocol):
     def takes_long(self, chunk: int) -> bool:
         """Whether `decode` reads, checks or decodes; waking another thread costs more than what else it does."""
 
-    def will_need(self, chunk: int) -> None:
-        """Let the operating system begin to read a chunk."""
+    def extent(self, chunk: int) -> InFile | None:
+        """Where a chunk's bytes lie; None where that cannot be said."""
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
         """Return a chunk `[m, *D]`, in the memory of `spare` where that helps, or where it is stored as it is.

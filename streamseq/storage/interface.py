@@ -48,13 +48,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFile:
-    """A chunk that is stored as it is, in an open file, to be read straight to where it is needed.
+    """Bytes of an open file: a chunk that is stored as it is, or what it is decoded from.
 
     Args:
         file: What keeps the file open.
         descriptor: Its descriptor.
         offset: The position of the first byte.
-        num_bytes: The size of the chunk.
+        num_bytes: How many.
     """
 
     file: object
@@ -63,7 +63,7 @@ class InFile:
     num_bytes: int
 
     def read(self, dtype: np.dtype, shape: tuple[int, ...], start: int, stop: int) -> NDArray[Any]:
-        """Timesteps `[start, stop)` of it, of the given dtype and step shape.
+        """Timesteps `[start, stop)` of a chunk that is stored as it is, of the given dtype and step shape.
 
         Raises:
             EOFError: The file ends early.
@@ -103,7 +103,8 @@ class ReaderCounts:
 class Reader(ABC):
     """Reads timesteps of sequences in small steps, keeping decoded chunks.
 
-    Several threads may `load` and `prefetch` at once; each iteration of a stream makes a reader of its own.
+    Several threads may `load`, `prefetch` and ask for `extents` at once; each iteration of a stream makes a reader of
+    its own.
     """
 
     @property
@@ -166,6 +167,14 @@ class Reader(ABC):
                     raise CorruptionError(f"a chunk of field {parts.field!r} ends early: restore the shard") from None
             else:
                 yield chunk[low : low + count]
+
+    def extents(self, field: str, chunks: Sequence[int]) -> list[InFile]:
+        """Where chunks lie that are going to be asked for, so that the operating system can begin to read them.
+
+        Those that are there or were asked for lately are left out, and those whose file is not open and had to be
+        closed again before.
+        """
+        return []
 
     def prefetch(self, field: str, chunks: Sequence[int]) -> bool:
         """Begin to decode chunks that `load` is going to be asked for; False where there is no room for all yet."""

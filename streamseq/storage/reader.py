@@ -24,6 +24,8 @@ from streamseq.storage.zarr_shard import open_zarr_chunks
 
 # Files held open by one reader. Well below the 1,024 that many systems allow a process.
 _OPEN_FILES = 128
+# Chunks of which it is remembered that it was said where they lie.
+_TOLD = 4096
 
 
 Checked = dict[tuple[int, str], Int64]
@@ -101,6 +103,10 @@ class DiskReader(Reader):
         """See `Reader.load`."""
         return self._column(field).load(chunks, uses)
 
+    def extents(self, field: str, chunks: Sequence[int]) -> list[InFile]:
+        """See `Reader.extents`."""
+        return self._column(field).extents(chunks)
+
     def prefetch(self, field: str, chunks: Sequence[int]) -> bool:
         """See `Reader.prefetch`."""
         return self._column(field).prefetch(chunks)
@@ -155,6 +161,8 @@ class _Column:
         self._spares: list[NDArray[Any]] = []
         #: Chunks that are going to be asked for, and take no time.
         self._ready: set[int] = set()
+        #: Chunks of which it was said where they lie, the latest last.
+        self._told: OrderedDict[int, None] = OrderedDict()
         self._files: OrderedDict[int, Chunks] = OrderedDict()
         self._open_files = open_files
         self.counts = ReaderCounts()
@@ -217,6 +225,25 @@ class _Column:
             self._keep(coming, dict(zip(chunks, uses, strict=True)))
         return [there[key] for key in chunks]
 
+    def extents(self, chunks: Sequence[int]) -> list[InFile]:
+        """Where chunks lie that are not there and were not asked for lately."""
+        told, found = self._told, []
+        with self._lock:
+            for key in chunks:
+                if key in told or key in self._cache or key in self._coming:
+                    continue
+                if self._shard_of(key) not in self._files and len(self._files) >= self._open_files:
+                    # It would be closed again before it is read.
+                    break
+                told[key] = None
+                file, chunk = self._place(key)
+                extent = file.extent(chunk)
+                if extent is not None:
+                    found.append(extent)
+            while len(told) > _TOLD:
+                told.popitem(last=False)
+        return found
+
     def prefetch(self, chunks: Sequence[int]) -> bool:
         """Begin to decode chunks that are not there; False where there is not room for all."""
         if self._decoder is None:
@@ -232,7 +259,6 @@ class _Column:
                 if not file.takes_long(chunk):
                     ready.add(key)
                     continue
-                file.will_need(chunk)
                 self._decoder.submit(self._begin(key))
         return True
 
@@ -263,7 +289,7 @@ class _Column:
                     del self._coming[key]
                     self._ready.discard(key)
                     self._make_room()
-                    shard = bisect_right(self._chunk_borders, key) - 1
+                    shard = self._shard_of(key)
                     steps = min(self._steps, self._lengths[shard] - (key - self._chunk_borders[shard]) * self._steps)
                     self.counts.decoding += decoding.seconds
                     self.counts.decoded += 1
@@ -277,9 +303,12 @@ class _Column:
             # The one that was used last is decoded into first: it may still be in the processor's cache.
             self._spares.append(spare)
 
+    def _shard_of(self, key: int) -> int:
+        return bisect_right(self._chunk_borders, key) - 1
+
     def _place(self, key: int) -> tuple[Chunks, int]:
         """The file that a chunk lies in, and its number there."""
-        shard = bisect_right(self._chunk_borders, key) - 1
+        shard = self._shard_of(key)
         file = self._files.get(shard)
         if file is None:
             if len(self._files) >= self._open_files:

@@ -228,11 +228,10 @@ class ZarrChunks:
         """Whether `decode` does more than to say where the chunk is."""
         return self._codec != "none" or bool(self._checked[chunk] < 0)
 
-    def will_need(self, chunk: int) -> None:
-        """Let the operating system begin to read a chunk."""
-        if hasattr(os, "posix_fadvise"):
-            offset, size = self._index[chunk]
-            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+    def extent(self, chunk: int) -> InFile | None:
+        """Where a chunk's bytes lie."""
+        offset, size = self._index[chunk]
+        return InFile(file=self, descriptor=self._descriptor, offset=offset, num_bytes=size)
 
 
 class ZarrPythonChunks:
@@ -281,8 +280,9 @@ class ZarrPythonChunks:
         """Always."""
         return True
 
-    def will_need(self, chunk: int) -> None:
-        """zarr-python reads when it is asked to."""
+    def extent(self, chunk: int) -> InFile | None:
+        """zarr-python does not say."""
+        return None
 
 
 def open_zarr_chunks(

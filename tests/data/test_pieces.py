@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streamseq as ss
-from streamseq.data import pieces
-from streamseq.data.pieces import ZEROS, Rows, copy_pieces, copy_pieces_slowly
+from streamseq.data import blocks, pieces
+from streamseq.data.pieces import ZEROS, Rows, announce, copy_pieces, copy_pieces_slowly
 from streamseq.storage.interface import InFile
 
 needs_c = pytest.mark.skipif(pieces._copy is None, reason="installed without a compiler")
@@ -155,3 +155,49 @@ def test_streams_are_the_same_without_c(monkeypatch, tmp_path):
                 # Checked the first time, read straight into place the second time.
                 slow = [(w["x"].tolist(), w["y"].tolist(), w.mask.tolist()) for w in ss.StreamLoader(stream)]
                 assert slow == fast
+
+
+@pytest.mark.parametrize("backend", ["zarr", "arrow"])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_the_operating_system_hears_of_every_chunk_once_and_before_it_is_read(tmp_path, monkeypatch, backend, codec):
+    uri = tmp_path / f"store.{backend}"
+    with ss.create(uri, {"x": ss.Field("int32", codec=codec)}, chunk_bytes=64, shard_bytes=1024) as writer:
+        for name in "abc":
+            writer.write(name, x=np.arange(3000, dtype=np.int32))
+    told, early = [], []
+    announce, read = blocks.announce, blocks.BlockReader.read
+
+    def note(extents):
+        told.extend((os.fstat(each.descriptor).st_ino, each.offset) for each in extents)
+        announce(extents)
+
+    def note_read(self, request):
+        # Of chunks that are announced a second time nothing is added.
+        before = len(told)
+        for column in request.columns.values():
+            note(self._reader.extents(column.field, column.chunks))
+        early.append(len(told) == before)
+        return read(self, request)
+
+    monkeypatch.setattr(blocks, "announce", note)
+    monkeypatch.setattr(blocks.BlockReader, "read", note_read)
+    stream = ss.StreamDataset(ss.open(uri), 3, 4)
+    assert sum(1 for _ in ss.StreamLoader(stream)) == len(stream)
+    assert len(early) > 2
+    assert all(early)
+    assert len(set(told)) == len(told) == 9000 * 4 // 64 + (9000 * 4 % 64 > 0)
+
+
+def test_what_is_announced_need_not_be_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    with path.open("rb") as file:
+        extents = [
+            InFile(file=file, descriptor=file.fileno(), offset=offset, num_bytes=size)
+            for offset, size in ((0, 100), (50, 1000), (5000, 10), (0, 0))
+        ]
+        announce(extents)
+        assert os.pread(file.fileno(), 1000, 0) == bytes(100)
+    # Closed meanwhile.
+    announce(extents)
+    announce([])

@@ -7,6 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+# Workers seed it. Its import in a forked one can fail in Python 3.11 when a finalizer imports something just then
+# (https://github.com/python/cpython/issues/106176).
+import numpy.random
 import pytest
 from torch.utils.data import DataLoader, get_worker_info
 
