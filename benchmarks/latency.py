@@ -161,8 +161,8 @@ def section(found: list[dict[str, Any]], command: str) -> str:
         f"`{command}`. Warm cache, medians of processes. First window: from `ss.open` to field, mask and token "
         f"of the first one of a `StreamLoader`. Wait fraction: what `loader.stats` says of the first {STEPS:,} windows "
         f"when a step computes for {1e3 * STEP_SECONDS:g} ms on one core, the wait for the first one included. Resume: "
-        f"from `load_state_dict` to window {RESUME_STEP:,} of windows of {RESUME_WINDOW} timesteps, which is compared with "
-        "the window of a run that was not interrupted; the plan is there. Where chunks are compressed, one for each of "
+        f"from `load_state_dict` to window {RESUME_STEP:,} of windows of {RESUME_WINDOW} timesteps, which is compared "
+        "with the window of a run that was not interrupted; the plan is there. Where chunks are compressed, one for each of "
         f"the {LANES} lanes must be decoded for that: the last column is what a loop on two threads takes that does "
         "nothing else.",
         "",
