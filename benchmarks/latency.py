@@ -158,13 +158,13 @@ def section(found: list[dict[str, Any]], command: str) -> str:
     lines = [
         "## Waiting",
         "",
-        f"`{command}`. Warm cache, medians of processes. First window: from `ss.open` to field, mask and token "
-        f"of the first one of a `StreamLoader`. Wait fraction: what `loader.stats` says of the first {STEPS:,} windows "
-        f"when a step computes for {1e3 * STEP_SECONDS:g} ms on one core, the wait for the first one included. Resume: "
-        f"from `load_state_dict` to window {RESUME_STEP:,} of windows of {RESUME_WINDOW} timesteps, which is compared "
-        "with the window of a run that was not interrupted; the plan is there. Where chunks are compressed, one for each of "
-        f"the {LANES} lanes must be decoded for that: the last column is what a loop on two threads takes that does "
-        "nothing else.",
+        f"`{command}`. Warm cache, medians of processes. First window: from `ss.open` to field, mask and token of a "
+        f"`StreamLoader`'s first one. Wait fraction: of `loader.stats`, over the first {STEPS:,} windows, the wait for "
+        f"the first included, when a step computes for {1e3 * STEP_SECONDS:g} ms on one core. Resume: from "
+        f"`load_state_dict` to window {RESUME_STEP:,} of windows of {RESUME_WINDOW} timesteps, compared with the same "
+        "one of a run that was not interrupted; the plan is there, the store was opened anew and everything that is "
+        f"touched is checked. Where chunks are compressed, one for each of the {LANES} lanes is decoded for that: the "
+        "last column is what a loop on two threads takes that does nothing else.",
         "",
         "| workload | store | first window, ms | wait fraction, % | resume of a stream, ms | of a loader, ms "
         "| decoding a chunk a lane, ms |",

@@ -44,8 +44,9 @@ def lengths_of(sequences: int) -> np.ndarray:
 
 def plan(lengths: np.ndarray, *, shuffle: bool, layout: str) -> dict[str, float]:
     """Plan once, in this process, which has planned nothing of that size before."""
-    from streamseq.core.plan import Plan, PlanSettings
+    from streamseq.core.plan import Plan
     from streamseq.core.selection import select_all
+    from streamseq.core.settings import PlanSettings
 
     settings = PlanSettings(lanes=LANES, window=WINDOW, shuffle=shuffle, run=RUN, layout=layout)
     Plan(select_all(lengths[:1000]), settings, contents="", epoch=0)

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cold
+import latency
 import memory
 import plans
 import throughput
@@ -60,10 +62,28 @@ def throughput_section(folder: Path, raw: Path, scale: float, *, quick: bool) ->
     return throughput.section(rows, command), rows
 
 
-def peers_section(folder: Path, raw: Path, environments: Path, scale: float, ours: list[dict[str, Any]]) -> str:
-    """Every peer in its own recommended way, and with lanes laid out by hand where it has random access."""
-    rows = compare.measure_peers(raw, folder / "peers", environments, scale, rounds=3, seconds=0.5)
-    best = {}
+def latency_section(raw: Path, stores: Path, scale: float, *, quick: bool) -> str:
+    runs = 1 if quick else 5
+    command = f"python benchmarks/latency.py --raw FOLDER --scale {scale:g} --runs {runs}"
+    return latency.section(list(latency.rows(raw, stores, scale, runs)), command)
+
+
+def cold_section(raw: Path, stores: Path, scale: float, *, quick: bool) -> str:
+    rounds, seconds = (1, 0.1) if quick else (5, 2.0)
+    command = f"python benchmarks/cold.py --raw FOLDER --scale {scale:g} --rounds {rounds} --seconds {seconds:g}"
+    return cold.section(list(cold.rows(raw, stores, scale, rounds, seconds)), command)
+
+
+def peers_section(rows: list[dict[str, Any]], raw: Path, scale: float, ours: list[dict[str, Any]]) -> str:
+    """Every peer in its own recommended way, and with lanes laid out by hand where it has random access.
+
+    Args:
+        rows: From `compare.measure_peers`.
+        raw: The data that was measured.
+        scale: Its size.
+        ours: From `throughput.rows`, of the same data.
+    """
+    best: dict[str, float] = {}
     for row in ours:
         best[row["workload"]] = max(best.get(row["workload"], 0.0), row["of_bare_loop"])
     lines = [
@@ -79,28 +99,25 @@ def peers_section(folder: Path, raw: Path, environments: Path, scale: float, our
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     sizes = {each.name: each for each in workloads.scaled(scale)}
-    for row in sorted(
-        rows, key=lambda row: (str(row.get("workload")), -float(str(row.get("ratio_to_bare_loop") or 0)))
-    ):
+    for row in sorted(rows, key=lambda row: (str(row.get("workload")), -row.get("ratio_to_bare_loop", 0.0))):
         name = f"{row['peer']} {row.get('version', '')}".strip()
         if "error" in row:
             lines.append(f"| {row.get('workload', '')} | {name} | {row.get('variant', '')} | | {row['error']} |||||||")
             continue
-        each: dict[str, Any] = dict(row)
-        raw_bytes = sizes[each["workload"]].values_path(raw).stat().st_size
+        raw_bytes = sizes[row["workload"]].values_path(raw).stat().st_size
         cells = [
-            each["workload"],
+            row["workload"],
             name,
-            f"{each['variant']}, {each['workers']}",
-            "yes" if each["keeps_lanes"] else "no",
-            f"{each['windows_per_second']:,.0f}",
-            f"{each['bytes_per_second'] / 1e6:,.0f}",
-            f"{each['ratio_to_bare_loop']:.3f}",
-            f"{each['first_window_seconds']:.2f}",
-            f"{each['peak_memory_bytes'] / 2**20:,.0f}",
-            f"{each['bytes_on_disk'] / 1e6:,.0f}",
-            f"{raw_bytes / each['ingest_seconds'] / 1e6:,.0f}" if each["ingest_seconds"] else "",
-            f"**{best[each['workload']] / each['ratio_to_bare_loop']:.1f}**",
+            f"{row['variant']}, {row['workers']}",
+            "yes" if row["keeps_lanes"] else "no",
+            f"{row['windows_per_second']:,.0f}",
+            f"{row['bytes_per_second'] / 1e6:,.0f}",
+            f"{row['ratio_to_bare_loop']:.3f}",
+            f"{row['first_window_seconds']:.2f}",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{row['bytes_on_disk'] / 1e6:,.0f}",
+            f"{raw_bytes / row['ingest_seconds'] / 1e6:,.0f}" if row["ingest_seconds"] else "",
+            f"**{best[row['workload']] / row['ratio_to_bare_loop']:.1f}**",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -119,14 +136,18 @@ def main() -> None:
         raw = options.raw or folder / "raw"
         scale = 0.01 if options.quick else options.scale
         section, _ = throughput_section(folder, raw, scale, quick=options.quick)
-        sections = [section, memory_section(folder, quick=options.quick)]
+        sections = [section]
+        sections.append(latency_section(raw, folder / "stores", scale, quick=options.quick))
+        sections.append(cold_section(raw, folder / "stores", scale, quick=options.quick))
+        sections.append(memory_section(folder, quick=options.quick))
         sections.append(plans.section(10**5 if options.quick else 10**8))
         if options.peers:
             for peer in compare.RUNS:
                 environments.create(PEERS, peer)
             small = folder / "small"
             _, ours = throughput_section(folder, small, options.peers_scale, quick=options.quick)
-            sections.append(peers_section(folder, small, PEERS, options.peers_scale, ours))
+            found = compare.measure_peers(small, folder / "peers", PEERS, options.peers_scale, rounds=3, seconds=0.5)
+            sections.append(peers_section(list(found), small, options.peers_scale, ours))
     page = "\n\n".join(
         [
             "# Benchmarks",

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):
     # This file's own folder, which Python puts first, has modules named like the packages they measure.
@@ -54,7 +55,7 @@ def measure_peers(
     rounds: int,
     seconds: float,
     peers: Sequence[str] = tuple(RUNS),
-) -> list[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """A row for each peer, workload, variant and number of workers.
 
     Args:
@@ -66,7 +67,7 @@ def measure_peers(
         seconds: Of a turn.
         peers: Which, of `RUNS`.
 
-    Returns:
+    Yields:
         Rows with these keys:
 
         - `peer`, `workload`, `variant`, `workers`: what was measured. The variant "own" is the way its guide recommends
@@ -84,18 +85,6 @@ def measure_peers(
         - `peak_memory_bytes`, `anonymous_memory_bytes`: of the process after it handed out batches for `seconds` and
           before the bare loop ran; `worker_memory_bytes`: of the processes it started, shared pages counted in parts.
     """
-    return list(_rows(raw_folder, work_folder, environments_folder, scale, rounds, seconds, peers))
-
-
-def _rows(
-    raw_folder: Path,
-    work_folder: Path,
-    environments_folder: Path,
-    scale: float,
-    rounds: int,
-    seconds: float,
-    peers: Sequence[str],
-) -> Iterator[dict[str, object]]:
     for workload in workloads.scaled(scale):
         workloads.make(workload, raw_folder)
     for peer in peers:
@@ -109,7 +98,7 @@ def _rows(
                 *(peer, workload.name, str(raw_folder), str(work_folder)),
                 *("--scale", str(scale), "--rounds", str(rounds), "--seconds", str(seconds)),
             ]
-            written: dict[str, dict[str, object]] = {}
+            written: dict[str, dict[str, Any]] = {}
             for variant, workers in RUNS[peer]:
                 run = [*command, "--variant", variant, "--workers", str(workers)]
                 if variant not in written:
@@ -119,7 +108,7 @@ def _rows(
             shutil.rmtree(work_folder / peer / workload.name, ignore_errors=True)
 
 
-def _answer(command: list[str], timeout: float) -> dict[str, object]:
+def _answer(command: list[str], timeout: float) -> dict[str, Any]:
     """The line that a run prints, or an error that says what became of it."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -133,7 +122,7 @@ def _answer(command: list[str], timeout: float) -> dict[str, object]:
             if not output.strip():
                 return {"error": f"not done after {timeout:g} s"}
     try:
-        answer: dict[str, object] = json.loads(output.strip().splitlines()[-1])
+        answer: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
     except (ValueError, IndexError):
         last = [line for line in errors.splitlines() if line.strip()][-1:]
         return {"error": " ".join([f"ended with {process.returncode}", *last])}
@@ -150,7 +139,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--peers", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="PEER")
     options = parser.parse_args()
-    rows = _rows(
+    rows = measure_peers(
         options.raw.resolve(),
         options.work.resolve(),
         options.environments.resolve(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -25,177 +25,16 @@ from streamseq.core.layout import (
     lay_end_to_end,
     number_dtype,
 )
+from streamseq.core.runs import Cells, Runs
 from streamseq.core.selection import Pieces, Selection
+from streamseq.core.settings import PlanSettings, at_least
 from streamseq.core.shuffle import shuffled_order
-from streamseq.core.splits import AsIs, Naive, Split
+from streamseq.core.splits import AsIs
 
 if TYPE_CHECKING:
     from streamseq.core.tokens import StateToken
 
 Int64 = NDArray[np.int64]
-Bool = NDArray[np.bool_]
-
-LAYOUTS = ("sequences", "even")
-TAILS = ("pad", "drop")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSettings:
-    """What decides a plan, beside the lengths of the sequences.
-
-    Args:
-        lanes: Number of lanes B, over all ranks.
-        window: Timesteps K of a window; None with `AsIs`, whose windows are as long as their longest sequence.
-        split: `Naive()` or `AsIs()`.
-        layout: "sequences" gives whole sequences to lanes; "even" cuts the data, end to end, into B equal runs.
-        tail: "pad" emits what is left of a sequence after its last whole window with padding; "drop" leaves it out.
-        shuffle: Whether the order of the sequences is random, another one in each epoch.
-        seed: Of the shuffling.
-        run: Timesteps of neighbouring sequences that shuffling keeps together, about those of a few chunks of storage.
-        longest: A longer sequence is laid out as the fewest pieces of at most that many timesteps, which differ by one
-            timestep at most. Each is a run of its own: its first window is a reset, its last one is final, and lanes
-            may hold several pieces of a sequence at the same time. None for no limit.
-        switches: `(window, step)` pairs: the epoch began with `step` windows of `window` timesteps, and so on; then the
-            windows became those of the plan. `Plan.rewindowed` adds one.
-
-    Raises:
-        TypeError: A number is not an integer.
-        ValueError: An argument is out of range, or does not go with the split.
-    """
-
-    lanes: int
-    window: int | None
-    split: Split = field(default_factory=Naive)
-    layout: str = "sequences"
-    tail: str = "pad"
-    shuffle: bool = False
-    seed: int = 0
-    run: int = 1 << 20
-    longest: int | None = None
-    switches: tuple[tuple[int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.split, AsIs | Naive):
-            raise TypeError(f"split is ss.splits.Naive() or ss.splits.AsIs(), got {self.split!r}")
-        if isinstance(self.split, AsIs):
-            if self.window is not None:
-                raise ValueError(f"AsIs() makes each sequence one window, got window={self.window}: pass window=None")
-        elif self.window is None:
-            raise ValueError("Naive() cuts windows of a given length, got window=None: pass window=256 or the like")
-        else:
-            _at_least("window", self.window, 1)
-        _at_least("lanes", self.lanes, 1)
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {self.layout!r}")
-        if self.tail not in TAILS:
-            raise ValueError(f"tail is one of {', '.join(TAILS)}, got {self.tail!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
-            raise TypeError(f"seed is an integer, got {self.seed!r}")
-        if self.longest is not None:
-            self._check_longest()
-        if self.switches:
-            self._check_switches()
-
-    def _check_longest(self) -> None:
-        _at_least("longest", self.longest, 1)
-        if isinstance(self.split, AsIs):
-            raise ValueError(f"AsIs() cuts no sequence, got longest={self.longest}: use Naive() or leave longest out")
-        if self.layout == "even":
-            raise ValueError(
-                f'layout="even" cuts the data into equal runs of its own, got longest={self.longest}: '
-                'use layout="sequences" or leave longest out'
-            )
-
-    def _check_switches(self) -> None:
-        for window, step in self.switches:
-            _at_least("the window of a switch", window, 1)
-            _at_least("the step of a switch", step, 1)
-        if isinstance(self.split, AsIs):
-            raise ValueError("AsIs() makes each sequence one window, whose length cannot change: use Naive()")
-        if self.tail == "drop":
-            raise ValueError(
-                'tail="drop" leaves out what does not fill a window, which is something else for each window length, '
-                f'got switches={self.switches}: use tail="pad"'
-            )
-
-
-def _at_least(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} is at least {least}, got {value}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Cells:
-    """What some lanes hold in some windows: W windows by B lanes.
-
-    Args:
-        sequence: int64 [W, B], index of the sequence, -1 where the lane is idle.
-        start, stop: int64 [W, B], positions in the sequence; both 0 where the lane is idle.
-        reset: bool [W, B], whether the state before the window is the initial one.
-        final: bool [W, B], whether the lane's state ends with the window.
-    """
-
-    sequence: Int64
-    start: Int64
-    stop: Int64
-    reset: Bool
-    final: Bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Runs:
-    """What B lanes hold in W consecutive windows, as R runs: windows of a lane with consecutive timesteps, or idle.
-
-    Args:
-        windows, lanes: W and B.
-        window: Timesteps K of a window; None where each sequence is one, and then W is 1.
-        lane: int64 [R], from 0.
-        first, last: int64 [R], the windows `[first, last)`, from 0.
-        sequence: int64 [R], index of the sequence, -1 where the lane is idle.
-        start, stop: int64 [R], positions in the sequence; both 0 where the lane is idle.
-        low, high: int64 [R], the span that was chosen of the sequence: no datum outside it may be shown.
-        reset: bool [R], whether the state before the run is the initial one.
-        final: bool [R], whether the lane's state ends with the run.
-    """
-
-    windows: int
-    lanes: int
-    window: int | None
-    lane: Int64
-    first: Int64
-    last: Int64
-    sequence: Int64
-    start: Int64
-    stop: Int64
-    low: Int64
-    high: Int64
-    reset: Bool
-    final: Bool
-
-    def __len__(self) -> int:
-        return len(self.lane)
-
-    def cells(self) -> Cells:
-        """The same, window by window."""
-        shape = (self.lanes, self.windows)
-        counts = self.last - self.first
-        # Where each cell lies in its run; the cells of a lane are consecutive once the runs are sorted.
-        order = np.argsort(self.lane * self.windows + self.first)
-        run = np.repeat(order, counts[order]).reshape(shape).T
-        index = np.arange(self.windows)[:, None] - self.first[run]
-        start, stop = self.start[run], self.stop[run]
-        if self.window is not None:
-            start = np.minimum(start + index * self.window, stop)
-            np.minimum(start + self.window, stop, out=stop)
-        return Cells(
-            sequence=self.sequence[run],
-            start=start,
-            stop=stop,
-            reset=self.reset[run] & (index == 0),
-            final=self.final[run] & (index == counts[run] - 1),
-        )
 
 
 class Plan:
@@ -345,7 +184,7 @@ class Plan:
             TypeError, ValueError: An argument is of a wrong type or out of range, or the split or the tail does not
                 allow for another window length.
         """
-        _at_least("step", step, 0)
+        at_least("step", step, 0)
         if self.settings.window is None:
             raise ValueError("AsIs() makes each sequence one window, whose length cannot change: use Naive()")
         switches = self.settings.switches
@@ -509,7 +348,7 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> tuple[int, int]:
         >>> [lanes_of_rank(5, rank, 2) for rank in range(2)]
         [(0, 3), (3, 5)]
     """
-    _at_least("world_size", world_size, 1)
+    at_least("world_size", world_size, 1)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is one of 0 to world_size - 1 = {world_size - 1}, got {rank}")
     if lanes < world_size:

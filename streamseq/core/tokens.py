@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamseq.core.errors import ResumeError
 
 if TYPE_CHECKING:
-    from streamseq.core.plan import Cells
+    from streamseq.core.runs import Cells
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]

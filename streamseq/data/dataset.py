@@ -13,8 +13,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from streamseq.core.errors import PlanError, ResumeError
 from streamseq.core.layout import Occupancy
-from streamseq.core.plan import Plan, PlanSettings, lanes_of_rank
+from streamseq.core.plan import Plan, lanes_of_rank
 from streamseq.core.selection import Selection, select_all, select_spans
+from streamseq.core.settings import PlanSettings
 from streamseq.core.shuffle import RUN
 from streamseq.core.sizes import parse_bytes
 from streamseq.core.splits import Naive, Split

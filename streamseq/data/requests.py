@@ -13,7 +13,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from streamseq.core.plan import Plan, Runs
+from streamseq.core.plan import Plan
+from streamseq.core.runs import Runs
 from streamseq.core.tokens import StateToken, TokenRows
 from streamseq.data.pieces import ZEROS, Rows
 from streamseq.storage.interface import Reader

@@ -17,9 +17,9 @@ class ChunkCache:
     A stream moves forward, so a chunk of which as many timesteps were read as it has is not likely to be needed again.
 
     Args:
-        limit: Chunks kept at most.
+        limit: Chunks kept at most, with those that are being decoded.
         uses: How often each timestep is read.
-        keep: Whether chunks that were read are kept until there is no room.
+        keep: Whether chunks that were read are kept until there is no room; otherwise one goes whenever one comes.
     """
 
     __slots__ = ("_keep", "_left", "_limit", "_read", "_unread", "_uses")
@@ -49,17 +49,33 @@ class ChunkCache:
             self._read[key] = self._unread.pop(key)
         return chunk
 
-    def make_room(self) -> NDArray[Any] | None:
-        """Drop a chunk where there are too many: its array, where nobody else holds it, to decode into."""
-        if len(self._unread) + len(self._read) < self._limit and (self._keep or not self._read):
-            return None
-        key, chunk = (self._read or self._unread).popitem(last=False)
-        self._left.pop(key, None)
-        # A slice that was handed out holds its chunk: only one that `chunk` and the argument alone refer to is free.
-        if isinstance(chunk, InFile) or not chunk.flags.owndata or sys.getrefcount(chunk) > 2:
-            return None
-        chunk.flags.writeable = True
-        return chunk
+    def make_room(self, coming: int) -> NDArray[Any] | None:
+        """Drop chunks until there is room for one more: the array of one that nobody else held, to decode into.
+
+        Args:
+            coming: Chunks that are being decoded, for which there must be room as well.
+        """
+        spare = self._drop_read() if self._read and not (self._keep and self._has_room(coming)) else None
+        while not self._has_room(coming) and (self._read or self._unread):
+            key, chunk = (self._read or self._unread).popitem(last=False)
+            self._left.pop(key, None)
+            # A slice that was handed out holds its chunk: only one that `chunk` and the argument refer to is free.
+            if spare is None and sys.getrefcount(chunk) == 2:
+                spare = _spare(chunk)
+        return spare
+
+    def _has_room(self, coming: int) -> bool:
+        return len(self._unread) + len(self._read) + coming < self._limit
+
+    def _drop_read(self) -> NDArray[Any] | None:
+        """Drop a chunk that was read and that nobody else holds, if there is one; return its array."""
+        for key in self._read:
+            chunk = self._read[key]
+            # The dictionary, `chunk` and the argument.
+            if sys.getrefcount(chunk) == 3:
+                del self._read[key]
+                return _spare(chunk)
+        return None
 
     def put(self, key: int, chunk: NDArray[Any] | InFile, steps: int) -> None:
         """Keep a chunk of `steps` timesteps, read-only from now on."""
@@ -73,3 +89,11 @@ class ChunkCache:
         self._unread.clear()
         self._read.clear()
         self._left.clear()
+
+
+def _spare(chunk: NDArray[Any] | InFile) -> NDArray[Any] | None:
+    """The memory of a chunk, where it has some."""
+    if isinstance(chunk, InFile) or not chunk.flags.owndata:
+        return None
+    chunk.flags.writeable = True
+    return chunk

@@ -64,7 +64,7 @@ class DiskReader(Reader):
         decoder = self._decoder
         self._columns = {
             name: _Column(
-                folder, version, name, ChunkCache(cache_chunks, uses, not ahead), open_files, decoder, ahead, checked
+                folder, version, name, ChunkCache(cache_chunks + ahead, uses, not ahead), open_files, decoder, ahead, checked
             )
             for name, uses in Counter(fields).items()
         }
@@ -158,7 +158,6 @@ class _Column:
         self._ahead = ahead
         self._lock = threading.Lock()
         self._coming: dict[int, Decoding] = {}
-        self._spares: list[NDArray[Any]] = []
         #: Chunks that are going to be asked for, and take no time.
         self._ready: set[int] = set()
         #: Chunks of which it was said where they lie, the latest last.
@@ -207,7 +206,6 @@ class _Column:
                     there[key] = values
                     continue
                 if key not in self._coming:
-                    self._make_room()
                     self._begin(key)
                 coming[key] = self._coming[key]
         if coming:
@@ -265,7 +263,8 @@ class _Column:
     def _begin(self, key: int) -> Decoding:
         """What decodes a chunk, from now on for all who ask for it."""
         file, chunk = self._place(key)
-        decoding = self._coming[key] = Decoding(file, chunk, self._spares.pop() if self._spares else None)
+        spare = self._cache.make_room(len(self._coming))
+        decoding = self._coming[key] = Decoding(file, chunk, spare)
         return decoding
 
     def _wait(self, decoding: Decoding) -> None:
@@ -288,7 +287,6 @@ class _Column:
                 if self._coming.get(key) is decoding:
                     del self._coming[key]
                     self._ready.discard(key)
-                    self._make_room()
                     shard = self._shard_of(key)
                     steps = min(self._steps, self._lengths[shard] - (key - self._chunk_borders[shard]) * self._steps)
                     self.counts.decoding += decoding.seconds
@@ -296,12 +294,6 @@ class _Column:
                     self.counts.decoded_bytes += steps * self._step_bytes
                     self._cache.put(key, decoding.result(), steps)
                 self._cache.get(key, uses[key])
-
-    def _make_room(self) -> None:
-        spare = self._cache.make_room()
-        if spare is not None and len(self._spares) <= self._ahead:
-            # The one that was used last is decoded into first: it may still be in the processor's cache.
-            self._spares.append(spare)
 
     def _shard_of(self, key: int) -> int:
         return bisect_right(self._chunk_borders, key) - 1
@@ -345,5 +337,4 @@ class _Column:
         """Close files and drop decoded chunks."""
         self._files.clear()
         self._coming.clear()
-        self._spares.clear()
         self._cache.clear()

@@ -30,7 +30,7 @@ from streamseq.training.progress import Progress, Reporter, Silent
 from streamseq.training.result import Totals, TrainingResult
 from streamseq.training.settings import TrainingSettings
 from streamseq.training.threads import choose_threads, thread_count
-from streamseq.training.usage import TimedLoader, peak_rss_bytes
+from streamseq.training.usage import peak_rss_bytes
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -123,7 +123,7 @@ class _Trainer:
         self._stop = stop
         self._store = store
         self._streams: Streams = build_streams(store, settings)
-        self._loader = TimedLoader(self._streams.train, device=settings.device)
+        self._loader = StreamLoader(self._streams.train, device=settings.device)
         self._planned = planned_updates(self._streams.train, settings)
         self._model = build_model(settings)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate, betas=BETAS)
@@ -178,7 +178,6 @@ class _Trainer:
         )
         self._run = Totals(**saved)
         self._run.threads = settings.threads or self._run.threads
-        self._waited_before = self._run.waited
         self._saved_at = self._run.updates
         self._metrics.cut_after(self._run.updates)
         done = "finished already, after" if self._run.finished else "going on after"
@@ -211,7 +210,7 @@ class _Trainer:
         for update in self._updates():
             norm = self._apply(update)
             run.seconds += time.perf_counter() - begin
-            run.waited = self._waited_before + self._loader.waited
+            run.waited = self._waited_before + self._loader.stats.waited
             self._show()
             if run.updates % settings.log_every == 0:
                 self._log_training(norm)
@@ -236,6 +235,8 @@ class _Trainer:
         """The updates that are left, epoch after epoch."""
         stream = self._streams.train
         while self._settings.updates is not None or stream.epoch < self._settings.epochs:
+            # What the loader says is of one epoch.
+            self._waited_before = self._run.waited
             before, whole = self._run.updates, stream.state_dict()["step"] == 0
             yield from self._tbptt.updates(self._loader)
             if whole and self._run.updates == before:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from streamseq.core.errors import PlanError, ResumeError
 from streamseq.core.layout import BLOCK, GROUP, Occupancy, cut_evenly, fill_lanes
-from streamseq.core.plan import Plan, PlanSettings, lanes_of_rank
+from streamseq.core.plan import Plan, lanes_of_rank
 from streamseq.core.selection import Pieces, select_all, select_spans
+from streamseq.core.settings import PlanSettings
 from streamseq.core.shuffle import shuffled_order
 from streamseq.core.splits import AsIs, Naive
 from streamseq.core.tokens import Position, StateToken

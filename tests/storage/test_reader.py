@@ -79,14 +79,42 @@ def test_slices_inside_one_chunk_share_its_memory(store):
 def test_cache_gives_back_the_memory_of_a_chunk_that_nobody_holds():
     cache = ChunkCache(1)
     cache.put(0, np.zeros(3), 3)
-    spare = cache.make_room()
+    spare = cache.make_room(0)
     assert 0 not in cache
     assert spare.flags.writeable
     cache.put(1, spare, 3)
     del spare
     held = cache.get(1, 2)[1:]
-    assert cache.make_room() is None
+    assert cache.make_room(0) is None
     assert not held.flags.writeable
+
+
+def test_cache_has_room_for_what_is_being_decoded_as_well():
+    cache = ChunkCache(4)
+    for key in range(3):
+        cache.put(key, np.zeros(3), 3)
+    assert cache.make_room(0) is None
+    assert [key in cache for key in range(3)] == [True, True, True]
+    assert cache.make_room(2) is not None
+    assert [key in cache for key in range(3)] == [False, False, True]
+    # More are coming than there is room for.
+    assert cache.make_room(7) is not None
+    assert 2 not in cache
+
+
+def test_a_chunk_that_was_read_goes_first_and_only_when_nobody_holds_it():
+    cache = ChunkCache(9, keep=False)
+    for key in range(4):
+        cache.put(key, np.full(3, key), 3)
+    held = cache.get(2, 3)
+    cache.get(1, 3)
+    cache.get(0, 2)
+    assert cache.make_room(0).tolist() == [1, 1, 1]
+    # There is room, and only one that is held was read.
+    assert cache.make_room(0) is None
+    assert [key in cache for key in range(4)] == [True, False, True, True]
+    del held
+    assert cache.make_room(0).tolist() == [2, 2, 2]
 
 
 def test_memory_of_a_chunk_is_used_again_only_when_nobody_holds_it(tmp_path, make):
