@@ -23,10 +23,14 @@ class Buffers:
 
     Args:
         limit: Arrays that are remembered at most; those that were made last.
+        all_at_once: Whether so many are made before one is used again. What a stream needs depends on how threads take
+            turns; its memory would grow by a block after hours. Otherwise the fewest are used, which may still be in
+            the processor's cache.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, all_at_once: bool = False) -> None:
         self.limit = limit
+        self._all_at_once = all_at_once
         self._arrays: deque[NDArray[Any]] = deque(maxlen=limit)
         self._lock = threading.Lock()
 
@@ -34,7 +38,7 @@ class Buffers:
         """An array with any contents, which nobody else holds."""
         with self._lock:
             found, larger = self._find(shape, dtype)
-            if found is not None:
+            if found is not None and not (self._all_at_once and len(self._arrays) < self.limit):
                 return found
             if larger is not None:
                 # The last block of an epoch is shorter; memory for both would be more than the stream may use.
@@ -61,6 +65,6 @@ class Buffers:
         with self._lock:
             return sum(array.nbytes for array in self._arrays)
 
-    def __reduce__(self) -> tuple[type[Buffers], tuple[int]]:
+    def __reduce__(self) -> tuple[type[Buffers], tuple[int, bool]]:
         # Memory stays in its process.
-        return Buffers, (self.limit,)
+        return Buffers, (self.limit, self._all_at_once)

@@ -218,7 +218,7 @@ class StreamDataset(IterableDataset[Window]):
         blocks = ahead + 2
         tensors = len(self._view.emitted)
         if self._buffers.limit != blocks * tensors:
-            self._buffers, self._mask_buffers = Buffers(blocks * tensors), Buffers(blocks)
+            self._buffers, self._mask_buffers = Buffers(blocks * tensors, all_at_once=True), Buffers(blocks)
         buffers = self._buffers, self._mask_buffers
         return BlockReader(self.store, self.plan, self._view, self._limits(blocks), *buffers, ahead > 0)
 

@@ -32,7 +32,9 @@ class ReadAhead:
         self._taken = 0
         #: True for each block that may be read now, False for each thread that is to end.
         self._room: SimpleQueue[bool] = SimpleQueue()
-        self._done: SimpleQueue[tuple[int, Outcome]] = SimpleQueue()
+        #: What was read, each in a list of its own: who takes it out leaves nothing that a thread, which may have lost
+        #: its turn just then, holds on to.
+        self._done: SimpleQueue[list[tuple[int, Outcome]]] = SimpleQueue()
         self._early: dict[int, Outcome] = {}
         self._next = 0
         self._first = steps.start
@@ -54,7 +56,7 @@ class ReadAhead:
 
     def _work(self) -> None:
         while self._room.get():
-            self._done.put(self._read())
+            self._done.put([self._read()])
 
     def _read(self) -> tuple[int, Outcome]:
         """The number of the block whose turn it is, and what came of it."""
@@ -89,11 +91,12 @@ class ReadAhead:
         begin = time.perf_counter()
         # Two threads may have taken their turns in another order than they were called.
         while self._next not in self._early:
-            try:
-                number, outcome = self._done.get_nowait()
-            except Empty:
-                # On a machine of few cores waking a thread takes longer than what it would do meanwhile.
-                number, outcome = self._help() or self._done.get()
+            done = None
+            with suppress(Empty):
+                done = self._done.get_nowait().pop()
+            # On a machine of few cores waking a thread takes longer than what it would do meanwhile. Not where an
+            # exception is handled: a generator that is begun there keeps it, and with it the first block.
+            number, outcome = done or self._help() or self._done.get().pop()
             if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
                 # Ctrl-C does not wait for its turn.
                 raise outcome

@@ -1,7 +1,9 @@
 """Memory budgets: what fits, what is given up first, and that they are kept."""
 
 import gc
+import time
 import tracemalloc
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 import streamseq as ss
 from streamseq.core.errors import PlanError
-from streamseq.data.limits import Needs, limits_within, usual_limits
+from streamseq.data.limits import MAX_WINDOWS, Needs, limits_within, usual_limits
+from streamseq.data.readahead import ReadAhead
 
 
 @st.composite
@@ -96,3 +99,22 @@ def test_too_small_a_budget_names_the_least_that_works(store):
     for wrong, error in (("much", ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="size"):
             ss.StreamDataset(store, 64, 512, memory=wrong)
+
+
+def test_the_memory_of_the_first_block_is_used_again(tmp_path, monkeypatch):
+    """The training loop's thread reads it, for the other one is late; nothing may keep it then."""
+    with ss.create(tmp_path / "s.arrow", {"x": ss.Field("int32", codec="none")}, chunk_bytes=1024) as writer:
+        writer.append("a", x=np.arange(100_000, dtype=np.int32))
+    work = ReadAhead._work
+
+    def late(self):
+        time.sleep(0.05)
+        work(self)
+
+    monkeypatch.setattr(ReadAhead, "_work", late)
+    stream = ss.StreamDataset(ss.open(tmp_path / "s.arrow"), 1, 4)
+    iterator = iter(ss.StreamLoader(stream, prefetch=1))
+    first = next(iterator)["x"].data_ptr()
+    later = {window["x"].data_ptr() for window in islice(iterator, MAX_WINDOWS, 20 * MAX_WINDOWS)}
+    iterator.close()
+    assert first in later
