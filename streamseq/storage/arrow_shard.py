@@ -226,10 +226,8 @@ class ArrowChunks:
             if declared not in (num_bytes, -1):
                 raise ValueError(f"it says {declared} bytes and was written with {num_bytes}")
             if declared != -1:
-                shape = (steps, *self._field.shape)
                 if self._codec == "zstd" and not is_bool:
-                    fits = spare is not None and spare.shape == shape
-                    decoded = spare if fits and spare is not None else np.empty(shape, self._field.dtype)
+                    decoded = self._place(steps, spare)
                     zstd.decompress(data, as_bytes(decoded))
                     return decoded
                 data = memoryview(self._decompressor.decompress(data, num_bytes))
@@ -239,8 +237,13 @@ class ArrowChunks:
             bits = np.frombuffer(data, np.uint8, num_bytes)
             flat = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
         else:
-            flat = np.frombuffer(data, self._field.dtype, count)
-            if declared == -1:
-                # What was not compressed lies in memory that is used again.
-                flat = flat.copy()
+            # Not a view: what was not compressed lies in memory that is used again, and Arrow's memory, which it gives
+            # to every chunk anew, grows where many of them live for different times.
+            decoded = self._place(steps, spare)
+            as_bytes(decoded)[:] = np.frombuffer(data, np.uint8, num_bytes)
+            return decoded
         return flat.reshape(steps, *self._field.shape)
+
+    def _place(self, steps: int, spare: NDArray[Any] | None) -> NDArray[Any]:
+        shape = (steps, *self._field.shape)
+        return spare if spare is not None and spare.shape == shape else np.empty(shape, self._field.dtype)
