@@ -236,13 +236,12 @@ class ArrowChunks:
         if is_bool:
             bits = np.frombuffer(data, np.uint8, num_bytes)
             flat = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
-        else:
-            # Not a view: what was not compressed lies in memory that is used again, and Arrow's memory, which it gives
-            # to every chunk anew, grows where many of them live for different times.
-            decoded = self._place(steps, spare)
-            as_bytes(decoded)[:] = np.frombuffer(data, np.uint8, num_bytes)
-            return decoded
-        return flat.reshape(steps, *self._field.shape)
+            return flat.reshape(steps, *self._field.shape)
+        # Not a view: what was not compressed lies in memory that is used again, and Arrow's memory, which it gives to
+        # every chunk anew, grows where many of them live for different times.
+        decoded = self._place(steps, spare)
+        as_bytes(decoded)[:] = np.frombuffer(data, np.uint8, num_bytes)
+        return decoded
 
     def _place(self, steps: int, spare: NDArray[Any] | None) -> NDArray[Any]:
         shape = (steps, *self._field.shape)

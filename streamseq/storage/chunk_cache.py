@@ -69,7 +69,8 @@ class ChunkCache:
 
     def _drop_read(self) -> NDArray[Any] | None:
         """Drop a chunk that was read and that nobody else holds, if there is one; return its array."""
-        for key in self._read:
+        # The one that was read last may still be in the processor's cache.
+        for key in self._read if self._keep else reversed(self._read):
             chunk = self._read[key]
             # The dictionary, `chunk` and the argument.
             if sys.getrefcount(chunk) == 3:

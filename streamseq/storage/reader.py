@@ -64,7 +64,14 @@ class DiskReader(Reader):
         decoder = self._decoder
         self._columns = {
             name: _Column(
-                folder, version, name, ChunkCache(cache_chunks + ahead, uses, not ahead), open_files, decoder, ahead, checked
+                folder,
+                version,
+                name,
+                ChunkCache(cache_chunks + ahead, uses, not ahead),
+                open_files,
+                decoder,
+                ahead,
+                checked,
             )
             for name, uses in Counter(fields).items()
         }
