@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def _anonymous_kib() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def measure(folder: Path, timesteps: int) -> list[dict[str, object]]:
+def measure(folder: Path, timesteps: int) -> list[dict[str, Any]]:
     """A row for each backend: medians of peak memory, and their growth."""
     rows = []
     for backend in ("zarr", "arrow"):
@@ -68,13 +69,33 @@ def measure(folder: Path, timesteps: int) -> list[dict[str, object]]:
             for place, uri in zip(runs, uris, strict=True):
                 done = subprocess.run([sys.executable, __file__, "--stream", uri], capture_output=True, check=True)
                 place.append(json.loads(done.stdout))
-        row: dict[str, object] = {"backend": backend, "timesteps": [timesteps, 4 * timesteps]}
+        row: dict[str, Any] = {"backend": backend, "timesteps": [timesteps, 4 * timesteps]}
         for name in ("peak_mib", "anonymous_mib"):
             small, large = (statistics.median(run[name] for run in place) for place in runs)
             row[name] = [round(small, 1), round(large, 1)]
             row[f"{name}_ratio"] = round(large / small, 3)
         rows.append(row)
     return rows
+
+
+def section(found: list[dict[str, Any]], timesteps: int) -> str:
+    """The rows as a page's section."""
+    lines = [
+        "## Memory of streaming",
+        "",
+        f"`python benchmarks/memory.py --timesteps {timesteps}`: a store of {timesteps:,} timesteps of 16 float32 and "
+        f"one four times larger, each streamed whole through a `StreamLoader` (32 lanes, windows of 256) in a process "
+        f"of its own, medians of {RUNS} runs in turn.",
+        "",
+        "| backend | peak MiB, N | peak MiB, 4N | ratio | anonymous MiB, N | anonymous MiB, 4N | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        cells = [row["backend"]]
+        for name in ("peak_mib", "anonymous_mib"):
+            cells += [*row[name], f"**{row[name + '_ratio']}**"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -36,23 +36,8 @@ def machine() -> str:
 
 
 def memory_section(folder: Path, *, quick: bool) -> str:
-    timesteps = 500_000 if quick else 5_000_000
-    lines = [
-        "## Memory of streaming",
-        "",
-        f"`python benchmarks/memory.py --timesteps {timesteps}`: a store of {timesteps:,} timesteps of 16 float32 and "
-        f"one four times larger, each streamed whole through a `StreamLoader` (32 lanes, windows of 256) in a process "
-        f"of its own, medians of {memory.RUNS} runs in turn.",
-        "",
-        "| backend | peak MiB, N | peak MiB, 4N | ratio | anonymous MiB, N | anonymous MiB, 4N | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in memory.measure(folder, timesteps):
-        cells = [row["backend"]]
-        for name in ("peak_mib", "anonymous_mib"):
-            cells += [*row[name], f"**{row[name + '_ratio']}**"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    timesteps = 500_000 if quick else 20_000_000
+    return memory.section(memory.measure(folder, timesteps), timesteps)
 
 
 def throughput_section(folder: Path, raw: Path, scale: float, *, quick: bool) -> tuple[str, list[dict[str, Any]]]:
