@@ -157,7 +157,6 @@ class ArrowChunks:
         self._num_timesteps = num_timesteps
         self._chunk_timesteps = chunk_timesteps
         self._where = where
-        self._schema = arrow_schema(name, field)
         try:
             self._batches = _read_manifest(shard, name, manifest_crc, where)
             descriptor = os.open(shard / f"{name}.arrow", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
