@@ -8,10 +8,8 @@ disk, or from what a virtual machine's host keeps of it. A stream checks what it
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -20,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from measure import ratio
-from throughput import STORES, codec_of, ingest
-from workloads import LANES, Workload, bare_loop, make, scaled
+from stores import made, of_workload, options_of
+from workloads import LANES, Workload, bare_loop
 
 
 def drop(path: Path) -> None:
@@ -75,19 +73,9 @@ def measure(workload: Workload, raw: Path, uri: Path, rounds: int, seconds: floa
 def rows(
     raw: Path, stores: Path, scale: float, rounds: int, seconds: float, only: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """A row for each workload, backend and codec; the stores are removed after they were measured."""
-    for workload in scaled(scale):
-        if only not in (None, workload.name):
-            continue
-        make(workload, raw)
-        for backend, codec in STORES:
-            uri = stores / f"{workload.name}-{codec}.{backend}"
-            used = codec_of(workload, backend, codec)
-            shutil.rmtree(uri, ignore_errors=True)
-            ingest(workload, raw, uri, used)
-            found = measure(workload, raw, uri, rounds, seconds)
-            shutil.rmtree(uri)
-            yield {"workload": workload.name, "backend": backend, "codec": used, **found}
+    """A row for each workload, backend and codec."""
+    for each in made(raw, stores, scale, of_workload(only)):
+        yield {**each.columns, **measure(each.workload, raw, each.uri, rounds, seconds)}
 
 
 def section(found: list[dict[str, Any]], command: str) -> str:
@@ -115,11 +103,8 @@ def section(found: list[dict[str, Any]], command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True, help="where the raw data is made; kept")
-    parser.add_argument("--stores", type=Path, help="where stores are made; removed after they were measured")
+    parser = options_of(__doc__)
     parser.add_argument("--workload", help="w1, w2 or w3; all without")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the data's size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
     options = parser.parse_args()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from throughput import codec_of, decode_loop, ingest, read_once
-from workloads import LANES, Workload, make, scaled
+from stores import made, options_of, read_once
+from throughput import decode_loop
+from workloads import LANES, Workload, scaled
 
 STORES = (
     ("w1", "arrow", "none"),
@@ -130,23 +130,15 @@ def measure(workload: Workload, uri: Path) -> dict[str, float]:
 
 
 def rows(raw: Path, stores: Path, scale: float, runs: int) -> Iterator[dict[str, Any]]:
-    """A row for each of `STORES`, which are removed after they were measured."""
-    workloads = {each.name: each for each in scaled(scale)}
-    for name, backend, codec in STORES:
-        workload = workloads[name]
-        make(workload, raw)
-        uri = stores / f"{name}-{codec}.{backend}"
-        shutil.rmtree(uri, ignore_errors=True)
-        used = codec_of(workload, backend, codec)
-        ingest(workload, raw, uri, used)
-        command = [sys.executable, __file__, "--one", name, str(uri), "--raw", str(raw), "--scale", str(scale)]
+    """A row for each of `STORES`."""
+    for each in made(raw, stores, scale, STORES):
+        command = [sys.executable, __file__, "--one", each.workload.name, str(each.uri), "--raw", str(raw)]
+        command += ["--scale", str(scale)]
         found = []
         for _ in range(runs):
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found.append(json.loads(done.stdout))
-        shutil.rmtree(uri)
-        medians = {key: statistics.median(each[key] for each in found) for key in found[0]}
-        yield {"workload": name, "backend": backend, "codec": used, **medians}
+        yield {**each.columns, **{key: statistics.median(run[key] for run in found) for key in found[0]}}
 
 
 def section(found: list[dict[str, Any]], command: str) -> str:
@@ -185,10 +177,7 @@ def section(found: list[dict[str, Any]], command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True, help="where the raw data is made; kept")
-    parser.add_argument("--stores", type=Path, help="where stores are made; removed after they were measured")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the data's size")
+    parser = options_of(__doc__)
     parser.add_argument("--runs", type=int, default=5, help="processes for each store")
     parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "STORE"), help=argparse.SUPPRESS)
     options = parser.parse_args()

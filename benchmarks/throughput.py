@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,45 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from measure import in_turn, memory_bytes, ratio
-from workloads import LANES, Workload, bare_loop, make, scaled
+from stores import made, of_workload, options_of, read_once
+from workloads import LANES, Workload, bare_loop, scaled
 
-STORES = [(backend, codec) for backend in ("arrow", "zarr") for codec in ("none", "lz4", "zstd")]
-# Timesteps that are written at a time.
-_PIECE = 1 << 22
 # Chunks that are decoded between two looks at the clock.
 _BATCH = 32
-
-
-def codec_of(workload: Workload, backend: str, codec: str) -> str:
-    """Floats compress with their bits shuffled, where the backend can."""
-    return "bitshuffle" if workload.dtype == "float32" and (backend, codec) == ("zarr", "lz4") else codec
-
-
-def ingest(workload: Workload, raw: Path, uri: Path, codec: str) -> float:
-    """Write a store; the seconds that it took."""
-    import streamseq as ss
-
-    values, lengths = workload.values(raw), workload.lengths(raw)
-    begin = time.perf_counter()
-    with ss.create(uri, {"x": ss.Field(workload.dtype, workload.step, codec=codec)}) as writer:
-        if len(lengths) == 1:
-            for start in range(0, len(values), _PIECE):
-                writer.append("0", x=values[start : start + _PIECE])
-        else:
-            at = 0
-            for number, length in enumerate(lengths.tolist()):
-                writer.write(str(number), x=values[at : at + length])
-                at += length
-    return time.perf_counter() - begin
-
-
-def read_once(folder: Path) -> None:
-    """Bring files into the operating system's cache."""
-    for path in folder.rglob("*") if folder.is_dir() else [folder]:
-        if path.is_file():
-            with path.open("rb", buffering=0) as file:
-                while file.read(1 << 24):
-                    pass
 
 
 def windows_of(loader: Any) -> Iterator[None]:
@@ -159,29 +124,18 @@ def measure(workload: Workload, raw: Path, uri: Path, rounds: int, seconds: floa
 def rows(
     raw: Path, stores: Path, scale: float, rounds: int, seconds: float, only: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """A row for each workload, backend and codec; the stores are removed after they were measured."""
-    for workload in scaled(scale):
-        if only not in (None, workload.name):
-            continue
-        make(workload, raw)
-        for backend, codec in STORES:
-            uri = stores / f"{workload.name}-{codec}.{backend}"
-            shutil.rmtree(uri, ignore_errors=True)
-            used = codec_of(workload, backend, codec)
-            took = ingest(workload, raw, uri, used)
-            size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
-            command = [sys.executable, __file__, "--one", workload.name, str(uri), "--raw", str(raw)]
-            command += ["--scale", str(scale), "--rounds", str(rounds), "--seconds", str(seconds)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            shutil.rmtree(uri)
-            yield {
-                "workload": workload.name,
-                "backend": backend,
-                "codec": used,
-                **json.loads(done.stdout),
-                "bytes_on_disk": size,
-                "ingest_bytes_per_second": workload.values_path(raw).stat().st_size / took,
-            }
+    """A row for each workload, backend and codec."""
+    for each in made(raw, stores, scale, of_workload(only)):
+        size = sum(path.stat().st_size for path in each.uri.rglob("*") if path.is_file())
+        command = [sys.executable, __file__, "--one", each.workload.name, str(each.uri), "--raw", str(raw)]
+        command += ["--scale", str(scale), "--rounds", str(rounds), "--seconds", str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        yield {
+            **each.columns,
+            **json.loads(done.stdout),
+            "bytes_on_disk": size,
+            "ingest_bytes_per_second": each.workload.values_path(raw).stat().st_size / each.seconds,
+        }
 
 
 def section(found: list[dict[str, Any]], command: str) -> str:
@@ -219,11 +173,8 @@ def section(found: list[dict[str, Any]], command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True, help="where the raw data is made; kept")
-    parser.add_argument("--stores", type=Path, help="where stores are made; removed after they were measured")
+    parser = options_of(__doc__)
     parser.add_argument("--workload", help="w1, w2 or w3; all without")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the data's size")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
     parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "STORE"), help=argparse.SUPPRESS)

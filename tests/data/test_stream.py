@@ -482,8 +482,10 @@ def test_a_block_s_memory_is_used_again_only_when_nobody_looks_at_it():
         (window,) = reader.read(reader.request(step)).windows()
         return window
 
-    first = read(0)["x"].data_ptr()
-    assert read(1)["x"].data_ptr() == first
+    # One that is looked at, and one that is filled.
+    places = {read(step)["x"].data_ptr() for step in range(2)}
+    assert len(places) == 2
+    assert {read(step)["x"].data_ptr() for step in range(2, 20)} <= places
     for hold in (lambda w: w, lambda w: w["x"], lambda w: w["x"][0, 3:4], lambda w: w["x"].numpy()[0, 5:]):
         held = hold(read(2))
         for step in range(3, 20):
@@ -491,7 +493,7 @@ def test_a_block_s_memory_is_used_again_only_when_nobody_looks_at_it():
         values = held["x"] if isinstance(held, ss.Window) else held
         assert 2000 <= int(values.flatten()[0]) < 2006
         del held, values
-    assert len({read(step)["x"].data_ptr() for step in range(20)}) == 1
+    assert len({read(step)["x"].data_ptr() for step in range(20)}) <= 2
 
 
 def test_a_chunk_that_did_not_decode_is_tried_again(tmp_path):
