@@ -239,7 +239,7 @@ class _Column:
                     continue
                 if self._shard_of(key) not in self._files and len(self._files) >= self._open_files:
                     # It would be closed again before it is read.
-                    break
+                    continue
                 told[key] = None
                 file, chunk = self._place(key)
                 extent = file.extent(chunk)
