@@ -74,7 +74,7 @@ def peers_section(rows: list[dict[str, Any]], raw: Path, scale: float, ours: lis
     lines = [
         "## Peers",
         "",
-        f"`python benchmarks/run.py --peers`, data of scale {scale:g} ({', '.join(sorted(best))}). Each peer in an "
+        f"`python benchmarks/run.py --peers --peers-scale {scale:g}` ({', '.join(sorted(best))}). Each peer in an "
         "environment of its own, without shuffling, in the way that its guide recommends (own), or with contiguous "
         "lanes by hand on its random access (lanes); every rate as a ratio to the bare loop that took turns with it in "
         "its process. The last column: streamseq's fastest store against the same loop, divided by the peer's ratio.",

@@ -185,7 +185,7 @@ class ArrowChunks:
         return InFile(file=self, descriptor=self._descriptor, offset=offset, num_bytes=size)
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
-        """Return chunk `[m, *D]`, with zstd in the array `spare`, whose old values are lost, where it fits.
+        """Return chunk `[m, *D]`, decoded into the array `spare`, whose old values are lost, where it fits.
 
         Raises:
             CorruptionError: The bytes of the chunk are not what was written.
@@ -217,7 +217,6 @@ class ArrowChunks:
         count = steps * math.prod(self._field.shape)
         is_bool = self._field.dtype.kind == "b"
         num_bytes = -(-count // 8) if is_bool else count * self._field.dtype.itemsize
-        declared = -1
         if self._codec != "none":
             # A compressed buffer begins with its decoded size; -1: what follows is stored as it is.
             declared = int.from_bytes(data[:8], "little", signed=True)
