@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamseq.core.errors import ResumeError
+from streamseq.core.grid import Grid
 from streamseq.core.tokens import StateToken
-from streamseq.core.truncation import Grid
 from streamseq.data import state as states
 from streamseq.data.carry import check_follows, pack_token, unpack_token
 from streamseq.data.window import Window

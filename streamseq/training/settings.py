@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from streamseq.core.truncation import Grid
+from streamseq.core.grid import Grid
 
 # What may be another at each resume: it does not decide the parameters, or no more than their last bits.
 _FREE = frozenset({"threads", "device", "log_every", "evaluate_every", "checkpoint_every"})

@@ -1,4 +1,4 @@
-"""Truncation: where updates happen on the grid of emitted timesteps, and where back-propagation starts."""
+"""The grid: where updates happen in the emitted timesteps, and where back-propagation starts."""
 
 from __future__ import annotations
 
