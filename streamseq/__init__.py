@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from streamseq._version import __version__
-from streamseq.core import splits
+from streamseq.core import splits, truncation
 from streamseq.core.errors import (
     ContinuityError,
     CorruptionError,
@@ -67,6 +67,7 @@ __all__ = [
     "ingest",
     "open",
     "splits",
+    "truncation",
 ]
 
 
