@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from streamseq.storage.memory import from_arrays
     from streamseq.storage.store import append, create, open
     from streamseq.tbptt.engine import TBPTT
+    from streamseq.training.predict import predict
 
 _LAZY = {
     "Carry": "streamseq.data.carry",
@@ -43,6 +44,7 @@ _LAZY = {
     "from_arrays": "streamseq.storage.memory",
     "ingest": "streamseq.etl.job",
     "open": "streamseq.storage.store",
+    "predict": "streamseq.training.predict",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "from_arrays",
     "ingest",
     "open",
+    "predict",
     "splits",
     "truncation",
 ]

@@ -226,6 +226,48 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
 
 @commands.command()
 @click.argument("store")
+@click.option("--checkpoint", metavar="FILE", required=True, help="Of a run of streamseq train: DIR/checkpoint.pt.")
+@click.option("--to", "uri", metavar="STORE", required=True, help="Where to write the new store.")
+@click.option(
+    "--what",
+    type=click.Choice(["nll", "entropy", "likeliest", "logits"]),
+    multiple=True,
+    default=["nll"],
+    show_default=True,
+    help="Of the prediction of the next byte; each becomes a field. nll: -ln of the probability of the one that comes, "
+    "NaN at the last byte. Can be repeated.",
+)
+@click.option("--lanes", type=click.IntRange(min=1), default=32, show_default=True, help="Sequences side by side.")
+@click.option("--window", type=click.IntRange(min=1), default=256, show_default=True, help="Timesteps read at once.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes; 0: this one.")
+@click.option(
+    "--backend",
+    type=click.Choice(["zarr", "arrow"]),
+    help="The format of the new store.  [default: by its suffix, .zarr or .arrow]",
+)
+@click.option("--restart", is_flag=True, help="Discard an unfinished prediction of any kind that lies there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def predict(
+    store: str, checkpoint: str, uri: str, what: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Run a trained byte-level language model over STORE, and write what it says of each byte to a new store.
+
+    The new store has the same sequences, timestep by timestep. After Ctrl-C or a kill the same command goes on.
+    """
+    from streamseq.training.predict_bytes import predict_bytes
+    from streamseq.training.predict_progress import PredictProgress
+
+    with PredictProgress() as progress:
+        try:
+            report = predict_bytes(store, checkpoint, uri, what=what, progress=None if quiet else progress, **options)
+        except KeyboardInterrupt:
+            raise _StoppedError("interrupted: the same command goes on with what is done") from None
+    click.echo(json.dumps(report.as_dict()) if as_json else str(report))
+
+
+@commands.command()
+@click.argument("store")
 @click.option("--lanes", type=int, default=32, show_default=True, help="Sequences side by side.")
 @click.option("--window", type=int, default=256, show_default=True, help="Timesteps of a window.")
 @click.option("--layout", type=click.Choice(["sequences", "even"]), default="sequences", show_default=True)
@@ -257,6 +299,12 @@ def demo(out: str, as_json: bool) -> None:
     result = go(out, say=lambda line: click.echo(line, err=as_json))
     if as_json:
         click.echo(json.dumps(result.as_dict()))
+
+
+class _StoppedError(click.ClickException):
+    """Ctrl-C, with how to go on."""
+
+    exit_code = _INTERRUPTED
 
 
 class _Lines:

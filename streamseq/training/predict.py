@@ -161,8 +161,7 @@ def predict(
     job = Job(local_path(uri))
     saved = None if restart else job.load()
     last = None if saved is None else job.report()
-    if not isinstance(store, Store):
-        store = open_store(store, None if saved is None or last is not None else saved.settings["store version"])
+    store = open_input(store, uri, restart=restart)
     recipe = Recipe(
         model=model,
         store=store,
@@ -203,6 +202,20 @@ def predict(
         report = _report(job, len(tasks), len(before), began)
         job.finish(report.as_dict())
     return report
+
+
+def open_input(store: Store | str | os.PathLike[str], uri: str | os.PathLike[str], *, restart: bool = False) -> Store:
+    """The store that a prediction into `uri` reads: of an address the newest version, or the one it was begun with.
+
+    Raises:
+        StoreError: There is no such store or version.
+        ResumeError: What was begun at `uri` cannot be read.
+    """
+    if isinstance(store, Store):
+        return store
+    job = Job(local_path(uri))
+    begun = None if restart or job.report() is not None else job.load()
+    return open_store(store, None if begun is None else begun.settings["store version"])
 
 
 def _check_arguments(

@@ -75,7 +75,8 @@ def run_tasks(
                 for future in ended:
                     future.result()
                 now = int(done.value)
-                advance(now - told)
+                if now > told:
+                    advance(now - told)
                 told = now
         except BaseException as error:
             job.stop()

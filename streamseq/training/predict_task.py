@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,8 @@ def probe_fields(recipe: Recipe, sequences: Int64) -> dict[str, Field]:
     Raises:
         TypeError, ValueError: The outputs are not tensors [B, K, *D], or of a dtype that no field has.
     """
-    with _at_rest_from(recipe.model, 0):
-        _, arrays = next(_run(recipe, _stream(recipe, sequences)))
+    with _at_rest_from(recipe.model, 0), closing(_run(recipe, _stream(recipe, sequences))) as windows:
+        _, arrays = next(windows)
     return {name: Field(values.dtype, values.shape[2:]) for name, values in arrays.items()}
 
 
@@ -108,8 +108,9 @@ def run_task(
         GroupWriter(job.root, layout, ids, lengths, job.path, begin) as writer,
         # Noise that a model draws in eval mode is the same in whatever process and at each attempt.
         _at_rest_from(recipe.model, number),
+        closing(_run(recipe, StreamLoader(_stream(recipe, sequences)))) as windows,
     ):
-        for window, arrays in _run(recipe, StreamLoader(_stream(recipe, sequences), device=_device(recipe.model))):
+        for window, arrays in windows:
             if not job.runs():
                 raise PredictionEndedError("the prediction was stopped")
             _check(arrays, layout.fields)
@@ -144,7 +145,7 @@ def _stream(recipe: Recipe, sequences: Int64) -> StreamDataset:
     )
 
 
-def _run(recipe: Recipe, windows: Iterable[Window]) -> Iterator[tuple[Window, Arrays]]:
+def _run(recipe: Recipe, windows: Iterable[Window]) -> Generator[tuple[Window, Arrays]]:
     """Windows in stream order, and what comes out of each by field, arrays [B, K, *D]."""
     model = StatefulModel(recipe.model, _no_loss, recipe.inputs, recipe.lane_axis)
     state: Any = None
