@@ -211,8 +211,8 @@ def decay(phi: Sequence[float] | Float64, *, tau: int | None = None) -> float:
 
     Args:
         phi: float64 [M], the influence φ at lags 0, 1, …, M - 1, in any unit of lag.
-        tau: Where the decay begins, in [0, M - 2]; None: at the middle. Lags before it do not count, nor do values below
-            e^-50.
+        tau: Where the decay begins, in [0, M - 2]; None: at the middle. Lags before it do not count, nor do values
+            below e^-50.
 
     Returns:
         β; 0 where fewer than two values from `tau` on are above e^-50, for then all influence is gone. 1 or more
