@@ -16,6 +16,8 @@ import cold
 import latency
 import memory
 import plans
+import tbptt
+import tbptt_exact
 import throughput
 import workloads
 from peers import compare, environments
@@ -57,6 +59,23 @@ def cold_section(raw: Path, stores: Path, scale: float, *, quick: bool) -> str:
     rounds, seconds = (1, 0.1) if quick else (5, 2.0)
     command = f"python benchmarks/cold.py --raw FOLDER --scale {scale:g} --rounds {rounds} --seconds {seconds:g}"
     return cold.section(list(cold.rows(raw, stores, scale, rounds, seconds)), command)
+
+
+def tbptt_section(*, quick: bool, peers: bool) -> str:
+    rounds, scale = (2, 0.15) if quick else (15, 1.0)
+    command = f"python benchmarks/tbptt.py --rounds {rounds} --scale {scale:g}{' --peers' * peers}"
+    rows = tbptt.rows([1] if quick else [1, 2], rounds, scale, PEERS if peers else None)
+    return tbptt.section(list(rows), command)
+
+
+def tbptt_exact_section(folder: Path, *, quick: bool) -> str:
+    in_memory, in_time = (
+        ((1_000, 4_000), (400, 800)) if quick else (tbptt_exact.MEMORY_TIMESTEPS, tbptt_exact.TIMESTEPS)
+    )
+    rounds, threads = (1, [1]) if quick else (5, [1, 2])
+    memory_rows = tbptt_exact.memory_rows(folder, "arrow", 1, in_memory, tbptt_exact.SEGMENT)
+    time_rows = tbptt_exact.time_rows(folder, 16, in_time, tbptt_exact.SEGMENT, threads, rounds)
+    return tbptt_exact.section(memory_rows, list(time_rows), "python benchmarks/tbptt_exact.py")
 
 
 def peers_section(rows: list[dict[str, Any]], raw: Path, scale: float, ours: list[dict[str, Any]]) -> str:
@@ -126,6 +145,9 @@ def main() -> None:
         sections.append(cold_section(raw, folder / "stores", scale, quick=options.quick))
         sections.append(memory_section(folder, quick=options.quick))
         sections.append(plans.section(10**5 if options.quick else 10**8))
+        trainers = options.peers and environments.create(PEERS, "tbptt") is None
+        sections.append(tbptt_section(quick=options.quick, peers=trainers))
+        sections.append(tbptt_exact_section(folder, quick=options.quick))
         if options.peers:
             for peer in compare.RUNS:
                 environments.create(PEERS, peer)

@@ -32,6 +32,17 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     # Wants numpy below 2.2 and imports torchvision, which must fit torch.
     "mosaicml": ("mosaicml-streaming==0.13.0", "torchvision==0.28.0", _TORCH),
     "stream_dataloader": ("pytorch-stream-dataloader==1.0", _TORCH, _NUMPY),
+    # Trainers, side by side with the engine in one process; what comes after torch is what streamseq imports.
+    "tbptt": (
+        "pytorch-ignite==0.5.5",
+        "lightning==2.6.6",
+        _TORCH,
+        _NUMPY,
+        "pyarrow==26.0.1",
+        "zarr==3.1.6",
+        "numcodecs==0.16.6",
+        "google-crc32c==1.9.0",
+    ),
     "tensorstore": ("tensorstore==0.1.86", _NUMPY),
     "webdataset": ("webdataset==1.0.2", _TORCH, _NUMPY),
     "xbatcher": ("xbatcher==0.4.0", "zarr==3.1.6", _TORCH, _NUMPY),
