@@ -41,8 +41,9 @@ class Plan:
     """The layout of chosen spans on lanes and the cut into windows, for one epoch, or for what is left of it.
 
     A lane holds *pieces* one after the other: whole spans, or with the even layout and with `longest` also parts of
-    them. A piece is cut into windows from its own start on, so that no window spans two pieces. Finding a window takes
-    one binary search a lane; memory is at most 16 bytes a piece beside the lengths.
+    them. A piece is cut into windows from its own start on, so that no window spans two pieces; with tail="pack" the
+    lane as a whole is cut, wherever pieces end. Finding a window takes one binary search a lane; memory is at most 16
+    bytes a piece beside the lengths.
 
     With `switches` the plan is of what is left of the epoch after them, and its windows are numbered from 0 again: a
     lane that was within a piece goes on in it, with the state that it has.
@@ -79,8 +80,9 @@ class Plan:
     #: Timesteps of the longest piece that the epoch emits, from its reset on.
     longest: int
     _layout: Layout
-    _keys: Numbers  # [pieces]: lane and first window of a piece, ascending
-    _lane_windows: Int64  # [B]: windows of each lane
+    _keys: Numbers  # [pieces]: lane and first window of a piece, or first timestep if packed, ascending
+    _stride: int  # from the key of one lane's begin to the next one's
+    _held: Int64  # [B]: windows of each lane, or timesteps if packed
 
     def __init__(self, selection: Selection, settings: PlanSettings, *, contents: str, epoch: int) -> None:
         self.selection = selection
@@ -92,6 +94,7 @@ class Plan:
         self._pieces = Pieces(selection.lengths, settings.longest)
         lengths = self._pieces.lengths()
         self._layout = self._lay_out(lengths)
+        self._packed = settings.tail == "pack"
         windows = [*(window for window, _ in settings.switches), settings.window]
         self.longest = self._cut_into_windows(lengths, windows[0])
         if not self.num_windows:
@@ -115,7 +118,7 @@ class Plan:
         return fill_lanes(lengths, lanes, order)
 
     def _cut_into_windows(self, lengths: Numbers, window: int | None) -> int:
-        """Number the windows of each lane. Returns the timesteps of the longest piece that is emitted.
+        """Number the windows of each lane, or its timesteps if packed. Returns those of the longest emitted piece.
 
         Args:
             lengths: int [P], timesteps of the pieces.
@@ -123,32 +126,33 @@ class Plan:
         """
         drop = window is not None and self.settings.tail == "drop"
         count = len(self._layout.pieces)
-        counts = np.empty(count, number_dtype(int(lengths.max()) // (window or 1) + 1))
+        unit = 1 if self._packed else window
+        counts = np.empty(count, number_dtype(int(lengths.max()) // (unit or 1) + 1))
         longest = timesteps = 0
         for start in range(0, count, BLOCK):
             part = self._layout.lengths_of(lengths, start, min(start + BLOCK, count))
             timesteps += int(part.sum())
-            if window is not None:
-                longest = max(longest, int(part.max()) // window * window if drop else int(part.max()))
-                part += 0 if drop else window - 1
-                part //= window
-            else:
+            if unit is None:
                 longest = max(longest, int(part.max()))
                 part.fill(1)
+            else:
+                longest = max(longest, int(part.max()) // unit * unit if drop else int(part.max()))
+                part += 0 if drop else unit - 1
+                part //= unit
             counts[start : start + BLOCK] = part
         if not counts.all():
             self._layout = self._layout.without(counts == 0)
             counts = counts[counts > 0]
         borders = list(pairwise(self._layout.first.tolist()))
-        self._lane_windows = np.array([counts[low:high].sum(dtype=np.int64) for low, high in borders], np.int64)
-        self.num_windows = int(self._lane_windows.max())
-        self.num_timesteps = int(self._lane_windows.sum()) * window if drop and window is not None else timesteps
+        self._held = np.array([counts[low:high].sum(dtype=np.int64) for low, high in borders], np.int64)
+        self.num_windows = -(-int(self._held.max()) // (window if self._packed and window is not None else 1))
+        self.num_timesteps = int(self._held.sum()) * window if drop and window is not None else timesteps
         self.left_out = timesteps - self.num_timesteps
-        # Lane and first window of each piece in one ascending number, so that one search finds a piece on any lane.
-        stride = self.num_windows + 1
-        self._keys = counts.astype(number_dtype(len(borders) * stride), copy=False)
+        # Lane and begin of each piece in one ascending number, so that one search finds a piece on any lane.
+        self._stride = int(self._held.max()) + 1
+        self._keys = counts.astype(number_dtype(len(borders) * self._stride), copy=False)
         for lane, (low, high) in enumerate(borders):
-            before = lane * stride
+            before = lane * self._stride
             for start in range(low, high, BLOCK):
                 each = self._keys[start : min(start + BLOCK, high)]
                 ends = np.cumsum(each, dtype=np.int64)
@@ -163,10 +167,11 @@ class Plan:
                 f"the windows change within the epoch, which has {self.num_windows} of {window} timesteps, got a "
                 f"change after {step}: pass a position of this epoch"
             )
-        ongoing = self._lane_windows > step
-        key = np.arange(len(ongoing)) * (self.num_windows + 1) + step
+        begin = step * window if self._packed else step
+        ongoing = self._held > begin
+        key = np.arange(len(ongoing)) * self._stride + begin
         piece = np.searchsorted(self._keys, key.astype(self._keys.dtype), "right") - 1
-        begun = (key - self._keys[piece]) * window if len(self._keys) else key
+        begun = (key - self._keys[piece]) * (1 if self._packed else window) if len(self._keys) else key
         return self._layout.after(np.where(ongoing, piece, self._layout.first[1:]), np.where(ongoing, begun, 0))
 
     def rewindowed(self, window: int, *, step: int) -> Plan:
@@ -231,7 +236,8 @@ class Plan:
     def occupancy(self) -> Occupancy:
         """How full the lanes are, over all windows and lanes."""
         lanes = int(self.settings.lanes)
-        used = int(self._lane_windows.sum())
+        windows = -(-self._held // int(self.settings.window or 1)) if self._packed else self._held
+        used = int(windows.sum())
         if self.settings.window is not None:
             emitted = used * int(self.settings.window)
         else:
@@ -241,7 +247,7 @@ class Plan:
             for low, high in pairwise(self._layout.first.tolist()):
                 held = longest[: high - low]
                 np.maximum(held, self._layout.lengths_of(lengths, low, high), out=held)
-            ended = np.bincount(self._lane_windows, minlength=self.num_windows + 1)
+            ended = np.bincount(windows, minlength=self.num_windows + 1)
             emitted = int((longest * (lanes - np.cumsum(ended)[:-1])).sum())
         return Occupancy(
             lane_windows=lanes * self.num_windows,
@@ -257,9 +263,14 @@ class Plan:
             first, stop: Windows, `0 <= first < stop <= num_windows`.
             lane_start, lane_stop: A run of lanes.
         """
+        windows, window = stop - first, self.settings.window
+        # What lanes count: timesteps if packed, else windows, and how many timesteps that is.
+        unit = window
+        if self._packed and window is not None:
+            first, stop, unit = first * int(window), stop * int(window), 1
         lanes = np.arange(lane_start, lane_stop)
-        base = lanes * (self.num_windows + 1)
-        held = self._lane_windows[lane_start:lane_stop]
+        base = lanes * self._stride
+        held = self._held[lane_start:lane_stop]
         end = np.minimum(held, stop)
         # Of the same dtype as the keys, which are searched as they are then.
         dtype = self._keys.dtype
@@ -280,13 +291,12 @@ class Plan:
         high = low + self.selection.lengths[rows]
         begin = low + offset + np.where(is_first, layout.skip[lanes][lane], 0)
         finish = low + offset + length - np.where(is_last, layout.cut[lanes][lane], 0)
-        window = self.settings.window
         run_start, run_stop = begin, finish
-        if window is not None:
+        if unit is not None:
             if self.settings.tail == "drop":
-                finish = finish - (finish - begin) % window
-            run_start = begin + (run_first - begins) * int(window)
-            run_stop = np.minimum(begin + (run_last - begins) * int(window), finish)
+                finish = finish - (finish - begin) % unit
+            run_start = begin + (run_first - begins) * int(unit)
+            run_stop = np.minimum(begin + (run_last - begins) * int(unit), finish)
         columns = [lane, run_first - first, run_last - first, self.selection.sequences_of(rows)]
         reset = (run_first == begins) & ~(is_first & layout.goes_on[lanes][lane])
         columns += [run_start, run_stop, low, high, reset, run_stop == finish]
@@ -298,9 +308,10 @@ class Plan:
             columns = [np.concatenate(pair) for pair in zip(columns, filler, strict=True)]
         names = ("lane", "first", "last", "sequence", "start", "stop", "low", "high", "reset", "final")
         return Runs(
-            windows=stop - first,
+            windows=windows,
             lanes=len(lanes),
             window=None if window is None else int(window),
+            packed=self._packed,
             **dict(zip(names, columns, strict=True)),
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 from streamseq.core.splits import AsIs, Naive, Split
 
 LAYOUTS = ("sequences", "even")
-TAILS = ("pad", "drop")
+TAILS = ("pad", "drop", "pack")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class PlanSettings:
         window: Timesteps K of a window; None with `AsIs`, whose windows are as long as their longest sequence.
         split: `Naive()` or `AsIs()`.
         layout: "sequences" gives whole sequences to lanes; "even" cuts the data, end to end, into B equal runs.
-        tail: "pad" emits what is left of a sequence after its last whole window with padding; "drop" leaves it out.
+        tail: "pad" emits what is left of a sequence after its last whole window with padding; "drop" leaves it out;
+            "pack" cuts each lane as a whole, its sequences end to end, so that only its last window has padding.
         shuffle: Whether the order of the sequences is random, another one in each epoch.
         seed: Of the shuffling.
         run: Timesteps of neighbouring sequences that shuffling keeps together, about those of a few chunks of storage.
@@ -64,6 +65,11 @@ class PlanSettings:
             raise ValueError(f"tail is one of {', '.join(TAILS)}, got {self.tail!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise TypeError(f"seed is an integer, got {self.seed!r}")
+        if self.tail == "pack" and isinstance(self.split, AsIs):
+            raise ValueError(
+                'tail="pack" cuts windows of one length across the ends of sequences, got split=AsIs(), whose windows '
+                'are whole sequences: use Naive() with a window, or tail="pad"'
+            )
         if self.longest is not None:
             self._check_longest()
         if self.switches:
@@ -88,7 +94,7 @@ class PlanSettings:
         if self.tail == "drop":
             raise ValueError(
                 'tail="drop" leaves out what does not fill a window, which is something else for each window length, '
-                f'got switches={self.switches}: use tail="pad"'
+                f'got switches={self.switches}: use tail="pad" or tail="pack"'
             )
 
 

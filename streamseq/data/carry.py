@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from streamseq.core.errors import ContinuityError, ResumeError
+from streamseq.core.segments import from_table, to_table
 from streamseq.core.tokens import TOKEN_NAMES, StateToken
 from streamseq.data import state as states
 
@@ -46,10 +47,10 @@ def check_follows(token: StateToken, previous: StateToken | None) -> None:
         place = broken
         if token.fingerprint != previous.fingerprint or not np.array_equal(token.lane, previous.lane):
             kept = "the carried state is of another plan or other lanes"
-        elif previous.final[place] or previous.sequence[place] < 0:
+        elif previous.final[place] or previous.idle[place]:
             kept = "the carried state of that lane has ended"
         else:
-            kept = f"the carried state ends at {previous.stop[place]} of sequence {previous.sequence[place]}"
+            kept = f"the carried state ends at {previous.stop[place]} of sequence {previous.last_sequence[place]}"
     raise ContinuityError(
         f"window {token.step} of lane {token.lane[place]} starts at {token.start[place]} of sequence "
         f"{token.sequence[place]}, but {kept}: windows must arrive in stream order, from one unshuffled loader, and "
@@ -59,6 +60,10 @@ def check_follows(token: StateToken, previous: StateToken | None) -> None:
 
 class Carry:
     """Carries the state of each lane from one window to the next, and starts it anew where the token says so.
+
+    With tail="pack" sequences also start inside windows, of which a carry knows nothing: there the model itself must
+    take the initial state, at `token.resets` or between the borders of `token.cu_seqlens`. `TBPTT` needs no such model,
+    as it cuts windows at the resets.
 
     Args:
         initial_state: The state before a sequence: None for zeros, a callable of B, or a module with
@@ -137,10 +142,12 @@ class Carry:
 
 
 def pack_token(token: StateToken | None) -> dict[str, Any] | None:
-    """A token as tensors and plain values, for `torch.load(weights_only=True)`."""
+    """A token as tensors and plain values, for `torch.load(weights_only=True)`; segments are int64 [S, 6]."""
     if token is None:
         return None
-    values = {name: getattr(token, name) for name in TOKEN_NAMES}
+    values: dict[str, Any] = {name: getattr(token, name) for name in TOKEN_NAMES}
+    if token.segments is not None:
+        values["segments"] = to_table(token.segments)
     return {
         name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
         for name, value in values.items()
@@ -152,4 +159,6 @@ def unpack_token(packed: Mapping[str, Any] | None) -> StateToken | None:
     if packed is None:
         return None
     values: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in packed.items()}
+    if values["segments"] is not None:
+        values["segments"] = from_table(values["segments"])
     return StateToken(**values)

@@ -160,6 +160,7 @@ class Requests:
         tokens = TokenRows(
             cells=runs.cells,
             window=runs.window,
+            num_steps=length,
             lane=np.arange(view.lane_start, view.lane_stop),
             epoch=plan.epoch,
             step=first,
@@ -190,7 +191,7 @@ class Requests:
         """One tensor of each block."""
         lane, sequence, start, stop = runs.lane, runs.sequence, runs.start, runs.stop
         # Where each run begins and ends on its lane, and what of it is data.
-        begin, end = runs.first * length, runs.last * length
+        begin, end = runs.ends(length)
         low = begin
         if emitted.offset:
             start = np.clip(start + emitted.offset, runs.low, runs.high)
@@ -232,7 +233,7 @@ class Requests:
         """Pieces of zeros of the mask: timesteps that are not there, or lack something that looks ahead or back."""
         offsets = [emitted.offset for emitted in self._view.emitted.values()]
         ahead, back = max(0, *offsets), min(0, *offsets)
-        begin, end = runs.first * length, runs.last * length
+        begin, end = runs.ends(length)
         low = np.clip(begin + runs.low - back - runs.start, begin, end)
         high = np.clip(begin + np.minimum(runs.stop, runs.high - ahead) - runs.start, low, end)
         return _gaps(self._rows(length, 1), runs.lane, begin, low, high, end)

@@ -91,7 +91,7 @@ class Views:
     def all_lengths(self) -> Sequence[Tensor]:
         """Timesteps of input of each lane, for each window."""
         if self.lengths is None:
-            self.lengths = [torch.from_numpy(token.stop - token.start) for token in self.all_tokens()]
+            self.lengths = [torch.from_numpy(token.lengths) for token in self.all_tokens()]
         return self.lengths
 
 

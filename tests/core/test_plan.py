@@ -97,7 +97,7 @@ def test_any_lanes_and_steps_are_found_alone(plan):
     for t in range(plan.num_windows):
         for lane in range(plan.settings.lanes):
             alone = plan.cells(t, t + 1, lane, lane + 1)
-            for name in whole.__slots__:
+            for name in ("sequence", "start", "stop", "reset", "final"):
                 assert getattr(alone, name)[0, 0] == getattr(whole, name)[t, lane]
     spans = whole.stop - whole.start
     assert [plan.window_length(t) for t in range(plan.num_windows)] == (
@@ -315,13 +315,14 @@ def test_the_fingerprint_covers_what_decides_the_order_and_not_the_epoch():
         fingerprint(lanes=3),
         fingerprint(layout="even"),
         fingerprint(tail="drop"),
+        fingerprint(tail="pack"),
         fingerprint(shuffle=True),
         fingerprint(shuffle=True, seed=1),
         fingerprint(split=AsIs(), window=None),
         fingerprint(selection=select_spans(lengths, [(0, 0, 5), (1, 0, 6)])),
         fingerprint(selection=select_spans(lengths, [(0, 0, 5), (2, 0, 7), (1, 0, 6)])),
     ]
-    assert len({first, *others}) == 10
+    assert len({first, *others}) == 11
 
 
 @st.composite
@@ -573,6 +574,7 @@ def token_of(plan, step, lanes=slice(None), **change):
     values = {name: getattr(cells, name)[0][lanes].copy() for name in ("sequence", "start", "stop", "reset", "final")}
     values |= {"lane": np.arange(plan.settings.lanes)[lanes], "epoch": plan.epoch, "step": step, "version": 1}
     values |= {"fingerprint": plan.fingerprint, "window": plan.settings.window, "switches": plan.settings.switches}
+    values |= {"num_steps": plan.window_length(step), "segments": cells.segments_of(0)}
     return StateToken(**{**values, **change})
 
 
