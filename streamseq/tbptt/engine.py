@@ -15,14 +15,22 @@ from torch import Tensor
 
 from streamseq.core.errors import ResumeError
 from streamseq.core.grid import Grid
+from streamseq.core.settings import at_least
 from streamseq.core.tokens import StateToken
-from streamseq.data import state as states
-from streamseq.data.carry import check_follows, pack_token, unpack_token
+from streamseq.data.carry import pack_token, unpack_token
 from streamseq.data.window import Window
+from streamseq.tbptt.gradients import Gradients, check_scaler, parameters_of
+from streamseq.tbptt.history import GridHistory, Moment, Start
 from streamseq.tbptt.model import Inputs, StatefulModel
-from streamseq.tbptt.past import Past, longest_sequence, random_access
+from streamseq.tbptt.past import KEPT_BYTES, KEPT_BYTES_OF_ALL, Past, longest_sequence, random_access, stream_of
+from streamseq.tbptt.ranks import Ranks, ranks_of, unwrapped
 from streamseq.tbptt.replay import Replay
-from streamseq.tbptt.sweep import Segment, Sweep, cut_stretches
+from streamseq.tbptt.stretches import Segment, cut_stretches, num_steps
+from streamseq.tbptt.sweep import Course, Sweep
+from streamseq.tbptt.timeline import Timeline
+
+_LOSSES = ("new", "window")
+_RESETS = ("cut", "model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,7 +39,7 @@ class Update:
 
     Args:
         loss: The mean over the update's valid timesteps, 0-dim, detached.
-        num_timesteps: How many those are, over all lanes.
+        num_timesteps: How many those are, over all lanes and ranks.
         token: Of the window that the update ends in.
         at_window_end: Whether nothing of that window is left for another update: the time to save a checkpoint.
     """
@@ -55,7 +63,9 @@ class TBPTT:
 
     Args:
         model: `model(inputs, state) -> (outputs, state)`; the state is any pytree of tensors, None at the start. A
-            model that starts from something else than zeros has `initial_state(B)`.
+            model that starts from something else than zeros has `initial_state(B)`. Where the model has
+            `advance(inputs, state) -> state`, timesteps that only carry the state take that way. Of one that is
+            wrapped in `DistributedDataParallel` the module inside is run: gradients are added up here, once an update.
         loss: `loss(outputs, window) -> [B, K]` (or [K, B]), one loss per timestep, or [B, K, ...], summed over the
             rest. The window is cut to the timesteps of the outputs.
         k1: Timesteps between updates: divides the window, is a multiple of it, or is n (None). With the as-is split
@@ -63,11 +73,25 @@ class TBPTT:
         k2: Timesteps that back-propagation reaches; None: n.
         inputs: A field's name, several (the model gets a tuple), or a function of the window.
         segment: Timesteps whose activations live at once; None: k2, or a window where k2 is n.
+        losses: "new": each loss counts in the update to which it is new. "window": every loss since the start of
+            back-propagation counts in each update, divided by their number; with k2 of n since each lane's reset.
         lane_axis: The axis of the state's tensors that counts lanes, an int or a pytree like the state's; None: found.
+        resets: What happens where a sequence starts inside a window (tail="pack"): "cut": the window is cut there and
+            the states of these lanes begin anew; "model": the model does that itself, by `token.resets` or
+            `token.cu_seqlens`.
+        accumulate: So many updates are put together to one, whose gradient is that of the mean over all of them.
+        autocast: The dtype for `torch.autocast` of model and loss, such as `torch.bfloat16`; None: none.
+        scaler: A `torch.amp.GradScaler`; its one scale covers all segments of an update. You call its `step` and
+            `update`.
+        parameters: The tensors that are trained, where the model is a function and gradients of several ranks or
+            updates are put together; None: those of the module.
+        process_group: The ranks whose counts and gradients are added up; None: that of `DistributedDataParallel`, or
+            the default group where there is one and the stream is one of several ranks; False: none.
 
     Raises:
-        TypeError: A number is not an integer.
-        ValueError: Not `1 <= k1 <= k2`, or `segment` is less than 1.
+        TypeError: A number is not an integer, `scaler` is no GradScaler, or parameters are sharded over ranks.
+        ValueError: Not `1 <= k1 <= k2`, `segment` or `accumulate` is less than 1, or an option is not one of those
+            named.
 
     Example:
         >>> import numpy as np, torch, streamseq as ss
@@ -88,23 +112,39 @@ class TBPTT:
         k2: int | None,
         inputs: Inputs = "x",
         segment: int | None = None,
+        losses: str = "new",
         lane_axis: Any = None,
+        resets: str = "cut",
+        accumulate: int = 1,
+        autocast: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        parameters: Iterable[Tensor] | None = None,
+        process_group: Any = None,
     ) -> None:
         self._grid = Grid(k1=k1, k2=k2)
-        if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int)):
-            raise TypeError(f"segment is an integer, got {segment!r}")
-        if segment is not None and segment < 1:
-            raise ValueError(f"segment is at least 1, got {segment}")
+        if segment is not None:
+            at_least("segment", segment, 1)
+        at_least("accumulate", accumulate, 1)
+        for name, value, known in (("losses", losses, _LOSSES), ("resets", resets, _RESETS)):
+            if value not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, got {value!r}")
         self._segment = segment
-        self._model = StatefulModel(model, loss, inputs, lane_axis)
-        self._replay = Replay(model)
+        self._all_losses = losses == "window"
+        self._resets = resets == "cut"
+        self._accumulate = accumulate
+        self._scaler = check_scaler(scaler)
+        self._wrapped = model
+        self._process_group = process_group
+        inner = unwrapped(model)
+        self._parameters = parameters_of(inner, parameters)
+        self._model = StatefulModel(inner, loss, inputs, lane_axis, autocast)
+        self._replay = Replay(inner)
+        self._ranks = Ranks()
+        self._gradients = Gradients(None, self._ranks)
         self._past = Past(None)
-        self._token: StateToken | None = None
-        self._newest: Window | None = None
-        # Times are emitted timesteps; time 0 is the start of window `_origin`.
-        self._origin = 0
-        self._began: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._kept: tuple[int, Any] | None = None
+        self._timeline = Timeline()
+        self._history = GridHistory(self._grid, to_grid=self._all_losses)
+        self._counts: dict[int, NDArray[np.int64]] = {}
         self._loaded_axes: list[int | None] | None = None
 
     def updates(self, source: Iterable[Window]) -> Iterator[Update]:
@@ -137,12 +177,16 @@ class TBPTT:
                 f"k2=n reads windows again, and a {type(source).__name__} has no random access: pass a StreamDataset, "
                 "a StreamLoader or a list of windows, or a smaller k2"
             )
-        self._past = Past(access)
+        stream = stream_of(source)
+        self._begin(grid, access, several=stream is not None and len(first.token.lane) < stream.lanes)
         every = itertools.chain([first], windows)
-        if grid.k1 is None:
-            yield from self._update_by_cohorts(every)
-        else:
-            yield from self._update_on_grid(grid, every)
+        try:
+            yield from self._update_by_cohorts(every) if grid.k1 is None else self._update_on_grid(grid, every)
+            rest = self._gradients.finish()
+            if rest is not None:
+                yield self._update(rest, at_window_end=True)
+        finally:
+            self._past.stop_rewinding()
 
     def backward(self, window: Window) -> Update | None:
         """The update of one window, for a loop that gets its windows itself; `k1` is the window's length.
@@ -155,41 +199,47 @@ class TBPTT:
 
         Raises:
             ContinuityError: The window does not follow the one before on some lane.
-            ValueError: `k1` is not the window's length, or `k2` is n and the window does not hold its sequences whole.
+            ValueError: `k1` is not the window's length, `k2` is n and the window does not hold its sequences whole, or
+                updates are accumulated.
         """
         token = window.token
-        whole = bool(token.starts_anew.all() and (token.final | token.idle).all())
+        whole = token.segments is None and bool(token.starts_anew.all() and (token.final | token.idle).all())
         k1 = window.num_steps if self._grid.k1 is None and whole else self._grid.k1
-        if k1 != window.num_steps or (self._grid.k2 is None and not whole):
+        if k1 != window.num_steps or (self._grid.k2 is None and not whole) or self._accumulate > 1:
             raise ValueError(
-                f"backward(window) makes one update of a window, got k1={self._grid.k1}, k2={self._grid.k2} for "
-                f"{window.num_steps} timesteps: pass k1={window.num_steps} and a number for k2, or use updates()"
+                f"backward(window) makes one update of a window, got k1={self._grid.k1}, k2={self._grid.k2}, "
+                f"accumulate={self._accumulate} for {window.num_steps} timesteps: pass k1={window.num_steps}, a number "
+                "for k2 and accumulate=1, or use updates()"
             )
         grid = Grid(k1=k1, k2=None if whole else self._grid.k2)
+        self._begin(grid, None, several=False, clear=False)
         return next(self._update_on_grid(grid, [window]), None)
+
+    def _begin(self, grid: Grid, access: Callable[[int], Window] | None, *, several: bool, clear: bool = True) -> None:
+        self._ranks = ranks_of(self._wrapped, several=several, group=self._process_group)
+        self._gradients = Gradients(self._parameters, self._ranks, self._accumulate)
+        self._history.grid = grid
+        if clear:
+            kept_bytes = KEPT_BYTES_OF_ALL if grid.k2 is None else KEPT_BYTES
+            self._past = Past(access, kept_bytes, resets=self._resets)
+            self._counts.clear()
 
     def _arrive(self, window: Window, *, first: bool) -> int:
         """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
-        token = window.token
-        anew = token.starts_anew
-        check_follows(token, None if anew.all() else self._token)
-        if self._token is not None and token.switches != self._token.switches and not anew.all():
-            raise ValueError(
-                f"the stream was rewindowed: the windows before have {self._token.window} timesteps and other numbers, "
-                "and the grid of updates cannot go on across that: change the window at the start of an epoch "
-                "(set_epoch), or carry the state by hand with Carry"
-            )
-        self._origin = token.step if token.window is None else 0
-        time = (token.step - self._origin) * window.num_steps
-        if first and anew.all():
-            # Nothing before can matter again.
+        time = self._timeline.arrive(window)
+        anew = bool(window.token.starts_anew.all())
+        # With all losses since b, what lies before a reset matters until the next epoch.
+        if not time or (first and anew and not (self._all_losses and self._history.grid.k2 is not None)):
             self._past.clear()
-            self._kept = None
-        self._began = np.full(len(anew), time) if anew.all() else np.where(anew, time, self._began)
-        self._token = token
-        self._newest = window
+            self._history.clear()
+            self._counts.clear()
         self._past.add(window)
+        self._counts[window.token.step] = self._count(window)
         return time
+
+    def _count(self, window: Window) -> NDArray[np.int64]:
+        """int64 [K], the valid timesteps of all lanes of all ranks."""
+        return self._ranks.total(window.mask.sum(1 - window.time_axis).cpu().numpy())
 
     def _update_on_grid(self, grid: Grid, windows: Iterable[Window]) -> Iterator[Update]:
         assert grid.k1 is not None
@@ -198,109 +248,136 @@ class TBPTT:
             time = self._arrive(window, first=group is None)
             length = window.num_steps
             if window.token.window is None or grid.k1 <= length:
-                yield from self._updates_within(grid, window, time)
+                yield from self._updates_within(grid.k1, window, time)
                 continue
             if group is None:
-                group = _Group(time=time, window=window, began=self._began)
-            group.valid += int(window.mask.sum())
+                group = _Group(time=time, window=window, began=self._timeline.began)
             if (time + length) % grid.k1 == 0:
-                yield from self._update_of_group(grid, group, time + length)
+                yield from self._update_of_group(group, time + length)
                 group = None
-        if group is not None and self._token is not None:
-            steps = self._token.step + 1 - self._origin
-            yield from self._update_of_group(grid, group, steps * group.window.num_steps)
+        token = self._timeline.token
+        if group is not None and token is not None:
+            steps = token.step + 1 - self._timeline.origin
+            yield from self._update_of_group(group, steps * group.window.num_steps)
 
-    def _update_of_group(self, grid: Grid, group: _Group, stop: int) -> Iterator[Update]:
+    def _update_of_group(self, group: _Group, stop: int) -> Iterator[Update]:
         """The update of several whole windows."""
-        start, state = self._start(grid, group.time, group.window, 0, group.began)
-        if not group.valid:
-            self._skip(grid, group.window, start, state, group.time, stop)
-            return
-        loss = self._sweep(grid, group.window, start, state, group.time, stop, group.valid)
-        yield self._update(loss, group.valid, at_window_end=True)
+        moment = self._moment(group.window, 0, group.time, stop, group.began)
+        done = self._make(group.window, moment, self._num_losses(group.window, moment))
+        if done is not None:
+            yield self._update(done, at_window_end=True)
 
-    def _updates_within(self, grid: Grid, window: Window, time: int) -> Iterator[Update]:
+    def _updates_within(self, k1: int, window: Window, time: int) -> Iterator[Update]:
         """The updates of one window, `k1` timesteps each."""
-        assert grid.k1 is not None
-        lows = range(0, window.num_steps, grid.k1)
-        highs = [min(low + grid.k1, window.num_steps) for low in lows]
-        if len(lows) == 1:
-            valid = [int(window.mask.sum())]
-        else:
-            count = window.mask.sum(1 - window.time_axis).cpu().numpy()
-            valid = [int(count[low:high].sum()) for low, high in zip(lows, highs, strict=True)]
-        last = max((index for index, number in enumerate(valid) if number), default=-1)
+        lows = range(0, window.num_steps, k1)
+        moments = [
+            self._moment(window, low, time + low, time + min(low + k1, window.num_steps), self._timeline.began)
+            for low in lows
+        ]
+        losses = [self._num_losses(window, moment) for moment in moments]
+        last = max((index for index, number in enumerate(losses) if number), default=-1)
         update = None
-        for index, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        for index, (moment, number) in enumerate(zip(moments, losses, strict=True)):
             if update is not None and index <= last:
                 yield update
-            start, state = self._start(grid, time + low, window, low, self._began)
-            if valid[index]:
-                loss = self._sweep(grid, window, start, state, time + low, time + high, valid[index])
-                update = self._update(loss, valid[index], at_window_end=index == last)
-            else:
-                self._skip(grid, window, start, state, time + low, time + high)
-                if index <= last:
-                    update = None
+                update = None
+            done = self._make(window, moment, number)
+            if done is not None:
+                update = self._update(done, at_window_end=index == last)
         # The last one waits until the state has been taken on to the window's end.
         if update is not None:
             yield update
 
-    def _update(self, loss: Tensor, valid: int, *, at_window_end: bool) -> Update:
-        assert self._token is not None
-        return Update(loss=loss, num_timesteps=valid, token=self._token, at_window_end=at_window_end)
+    def _update(self, done: tuple[Tensor, int], *, at_window_end: bool) -> Update:
+        loss, count = done
+        assert self._timeline.token is not None
+        return Update(loss=loss, num_timesteps=count, token=self._timeline.token, at_window_end=at_window_end)
 
-    def _start(self, grid: Grid, time: int, window: Window, offset: int, began: NDArray[np.int64]) -> tuple[int, Any]:
-        """Where back-propagation starts in the update of what follows `time`, and the state there."""
-        holding = window.lengths.numpy() > offset
-        reset = min(time, int(began.min(initial=time, where=holding)))
-        start = grid.start(time) if grid.k2 is not None else reset
-        if start <= reset:
-            # Every lane whose loss counts starts at its reset.
-            return reset, None
-        assert self._kept is not None
-        assert self._kept[0] == start
-        return start, self._kept[1]
-
-    def _sweep(
-        self, grid: Grid, window: Window, start: int, state: Any, time: int, stop: int, num_timesteps: int
-    ) -> Tensor:
-        segment = self._segment or grid.k2 or window.num_steps
-        keep = self._keep(grid, window, stop)
-        segments = cut_stretches(
-            start, time, stop, window=window.num_steps, origin=self._origin, segment=segment, keep=keep
+    def _moment(self, window: Window, offset: int, time: int, stop: int, began: NDArray[np.int64]) -> Moment:
+        token = window.token
+        if offset:
+            began = self._timeline.began_at(token, offset)
+        return Moment(
+            time=time,
+            stop=stop,
+            began=began,
+            # A lane that stopped inside its sequence holds a state for its next window.
+            holding=(window.lengths.numpy() > offset) | ~(token.final | token.idle),
+            lane=token.lane,
+            epoch=token.epoch,
+            # In the as-is split nothing goes on after the window.
+            last=token.window is None and stop == window.num_steps,
         )
-        sweep = Sweep(self._model, self._replay, self._past, state)
-        for each in segments[:-1]:
-            sweep.advance(each)
-        loss = sweep.finish(segments[-1], num_timesteps)
-        self._keep_state(sweep, window, start, keep)
-        return loss
 
-    def _skip(self, grid: Grid, window: Window, start: int, state: Any, time: int, stop: int) -> None:
-        """Take the state on where there is no loss."""
-        keep = self._keep(grid, window, stop)
-        if keep > start:
-            length = window.num_steps
-            sweep = Sweep(self._model, self._replay, self._past, state)
-            sweep.carry_on(
-                cut_stretches(start, time, keep, window=length, origin=self._origin, segment=length, keep=keep)
-            )
-            self._keep_state(sweep, window, start, keep)
+    def _num_losses(self, window: Window, moment: Moment) -> int:
+        """How many losses an update has, over all lanes and ranks."""
+        since = self._since(moment)
+        if since is not None:
+            return int(self._ranks.total(np.array([self._count_since(window, since, moment.stop)]))[0])
+        start = moment.time
+        if self._all_losses:
+            start = max(0, self._history.grid.start(moment.time))
+        length, origin = window.num_steps, self._timeline.origin
+        total = 0
+        for step in range(start // length, -(-moment.stop // length)):
+            counts = self._counts.get(origin + step)
+            if counts is None:
+                counts = self._counts[origin + step] = self._count(self._past[origin + step])
+            total += int(counts[max(0, start - step * length) : moment.stop - step * length].sum())
+        return total
+
+    def _since(self, moment: Moment) -> NDArray[np.int64] | None:
+        """int64 [B], when the losses of each lane begin to count, where that is not the same for all of them."""
+        if not self._all_losses or self._history.grid.k2 is not None:
+            return None
+        return np.where(moment.holding, moment.began, moment.time)
+
+    def _count_since(self, window: Window, since: NDArray[np.int64], stop: int) -> int:
+        """Valid timesteps from a time of each lane, int64 [B], on."""
+        length, count = window.num_steps, 0
+        for step in range(int(since.min()) // length, -(-stop // length)):
+            mask = self._past[self._timeline.origin + step].mask.cpu().numpy()
+            times = step * length + np.arange(length)
+            counts = (times >= since[:, None]) & (times < stop)
+            count += int(np.count_nonzero(mask & (counts if window.batch_first else counts.T)))
+        return count
+
+    def _make(self, window: Window, moment: Moment, number: int) -> tuple[Tensor, int] | None:
+        """Make an update of `number` losses; its mean loss and number of timesteps, where it is a whole one."""
+        start = self._history.start(moment)
+        borders = self._borders(window, start, moment.stop)
+        new = start.time if self._all_losses else moment.time
+        course = Course(edits=start.edits, keep=start.keep, since=self._since(moment), resets=self._resets)
+        scale = None if self._scaler is None else self._scaler.scale
+        sweep = Sweep(self._model, self._replay, self._past, start.state, course, scale)
+        cut = {"window": window.num_steps, "origin": self._timeline.origin, "borders": borders}
+        done = None
+        if number:
+            divisor = self._gradients.divisor(number)
+            segment = self._segment or self._history.grid.k2 or window.num_steps
+            *earlier, last = cut_stretches(start.time, new, moment.stop, segment=segment, **cut)
+            for each in earlier:
+                sweep.advance(each)
+            done = self._gradients.add(sweep.finish(last, divisor), number)
         else:
-            self._kept = None
+            # Take the state on where there is no loss.
+            stop = max(start.keep, default=start.time)
+            if stop > start.time:
+                sweep.carry_on(cut_stretches(start.time, moment.time, stop, segment=window.num_steps, **cut))
+        needed = self._history.learn(moment, sweep.kept, lambda state: self._model.lane_axes(window, state))
+        oldest = self._timeline.origin + needed // window.num_steps
+        self._past.forget_before(oldest)
+        for step in [step for step in self._counts if step < oldest]:
+            del self._counts[step]
+        return done
 
-    @staticmethod
-    def _keep(grid: Grid, window: Window, stop: int) -> int:
-        """The time at which the next update's back-propagation may start, of which the state is to be kept."""
-        # In the as-is split nothing goes on after the window.
-        ends = window.token.window is None and stop == window.num_steps
-        return -1 if ends else grid.start(stop)
-
-    def _keep_state(self, sweep: Sweep, window: Window, start: int, keep: int) -> None:
-        self._kept = (keep, sweep.kept) if keep > start else None
-        if keep >= 0:
-            self._past.forget_before(self._origin + max(keep, 0) // window.num_steps)
+    def _borders(self, window: Window, start: Start, stop: int) -> set[int]:
+        """The times at which stretches end besides."""
+        length, origin = window.num_steps, self._timeline.origin
+        borders = {*start.edits, *start.keep}
+        for step in range(start.time // length, -(-stop // length)):
+            borders.update(step * length + offset for offset in self._past.borders(origin + step))
+        return borders
 
     def _update_by_cohorts(self, windows: Iterable[Window]) -> Iterator[Update]:
         """One update from a step at which every lane starts anew to the next such step: full BPTT."""
@@ -309,23 +386,33 @@ class TBPTT:
         begin = valid = cohorts = 0
         uneven = False
         for window in windows:
-            if sweep is not None and window.token.starts_anew.all():
+            anew = self._ranks.everywhere(bool(window.token.starts_anew.all()))
+            if sweep is not None and anew:
                 yield from self._update_of_cohort(sweep, pending, valid)
                 sweep = None
             time = self._arrive(window, first=sweep is None)
             if sweep is None:
-                sweep = Sweep(self._model, self._replay, self._past, None)
+                scale = None if self._scaler is None else self._scaler.scale
+                course = Course(resets=self._resets)
+                sweep = Sweep(self._model, self._replay, self._past, None, course, scale)
                 pending, begin, valid, cohorts = [], time, 0, cohorts + 1
             else:
                 uneven = uneven or bool(window.token.reset.any())
-            valid += int(window.mask.sum())
+            step = window.token.step
+            valid += int(self._counts.pop(step).sum())
             length = window.num_steps
             most = self._segment or length
             # What comes last is run with its graph; whether a window is the last one shows when the next one comes.
             for segment in cut_stretches(
-                time, begin, time + length, window=length, origin=self._origin, segment=min(most, length), keep=-1
+                time,
+                begin,
+                time + length,
+                window=length,
+                origin=self._timeline.origin,
+                segment=min(most, length),
+                borders=[time + offset for offset in self._past.borders(step)],
             ):
-                if pending and _num_steps(pending) + _num_steps(segment) > most:
+                if pending and num_steps(pending) + num_steps(segment) > most:
                     sweep.advance(pending)
                     pending = []
                 pending = pending + segment
@@ -339,34 +426,36 @@ class TBPTT:
             yield from self._update_of_cohort(sweep, pending, valid)
 
     def _update_of_cohort(self, sweep: Sweep, last: Segment, valid: int) -> Iterator[Update]:
-        if valid:
-            yield self._update(sweep.finish(last, valid), valid, at_window_end=True)
+        if not valid:
+            return
+        done = self._gradients.add(sweep.finish(last, self._gradients.divisor(valid)), valid)
+        if done is not None:
+            yield self._update(done, at_window_end=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next update goes on from, for `torch.load(weights_only=True)`; whole at `at_window_end`.
 
-        It holds the one kept state and where the timesteps before the next window lie, not the timesteps. Each rank
+        It holds the kept states and where the timesteps before the next window lie, not the timesteps. Each rank
         has its own lanes' part; for another number of ranks see `streamseq.training.redistribute`.
         """
-        kept = None
-        if self._kept is not None:
-            time, state = self._kept
-            kept = {"time": time, "state": states.pack(state, self._lane_axes_of(state))}
         return {
-            "k1": self._grid.k1,
-            "k2": self._grid.k2,
-            "token": pack_token(self._token),
-            "began": torch.from_numpy(self._began.copy()),
-            "kept": kept,
+            **self._settings(),
+            "token": pack_token(self._timeline.token),
+            "began": torch.from_numpy(self._timeline.began.copy()),
+            "history": self._history.state_dict(self._lane_axes_of),
         }
+
+    def _settings(self) -> dict[str, Any]:
+        return {"k1": self._grid.k1, "k2": self._grid.k2, "losses": "window" if self._all_losses else "new"}
 
     def _lane_axes_of(self, state: Any) -> list[int | None] | None:
         """The lane axis of each leaf of a state, None where they cannot be told."""
-        if self._newest is None:
+        window = self._timeline.window
+        if window is None:
             return self._loaded_axes
         random = torch.get_rng_state()
         try:
-            return self._model._lane_axes(self._newest, state)
+            return self._model.lane_axes(window, state)
         except Exception:
             # A probe may fail in a model for one number of lanes only, and such a model is saved too.
             torch.set_rng_state(random)
@@ -376,36 +465,35 @@ class TBPTT:
         """Go on from what `state_dict` returned; load the stream's position with it.
 
         Raises:
-            ResumeError: It is something else, or of another k1 or k2.
+            ResumeError: It is something else, or of another k1, k2 or losses.
         """
-        names = {"k1", "k2", "token", "began", "kept"}
+        names = {"token", "began", "history", *self._settings()}
         if not isinstance(state, Mapping) or set(state) != names:
             raise ResumeError(
                 f"the engine's state holds {', '.join(sorted(names))}: pass what TBPTT.state_dict() returned"
             )
-        if (state["k1"], state["k2"]) != (self._grid.k1, self._grid.k2):
+        saved = {name: state[name] for name in self._settings()}
+        if saved != self._settings():
             raise ResumeError(
-                f"the state was saved with k1={state['k1']}, k2={state['k2']}, this engine has k1={self._grid.k1}, "
-                f"k2={self._grid.k2}: take the same"
+                f"the state was saved with {_listed(saved)}, this engine has {_listed(self._settings())}: take the same"
             )
-        kept = state["kept"]
-        self._token = unpack_token(state["token"])
-        self._began = state["began"].cpu().numpy()
-        self._kept = None if kept is None else (kept["time"], states.unpack(kept["state"]))
-        self._newest = None
-        self._loaded_axes = None if kept is None else kept["state"]["axes"]
+        timeline = self._timeline = Timeline()
+        timeline.token = unpack_token(state["token"])
+        timeline.began = state["began"].cpu().numpy()
+        self._history.load_state_dict(state["history"])
+        self._loaded_axes = next((each["state"]["axes"] for each in state["history"]["kept"]), None)
         self._past.clear()
+        self._counts.clear()
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 @dataclass(slots=True)
 class _Group:
-    """The windows of one update so far: where they start, the first one, the lanes' resets then, valid timesteps."""
+    """The windows of one update so far: where they start, the first one, the lanes' resets then."""
 
     time: int
     window: Window
     began: NDArray[np.int64]
-    valid: int = 0
-
-
-def _num_steps(segment: Segment) -> int:
-    return sum(stretch.high - stretch.low for stretch in segment)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamseq.data import state as states
 from streamseq.data.window import Window
 from streamseq.tbptt.replay import Replay
+from streamseq.tbptt.stretches import resets_at
 
 Inputs = str | list[str] | tuple[str, ...] | Callable[[Window], Any]
 
@@ -19,22 +23,32 @@ class StatefulModel:
     """`model(inputs, state) -> (outputs, state)` and `loss(outputs, window)` on a window's timesteps.
 
     Args:
-        model: The model; `state=None` at a start means zeros unless it has `initial_state(B)`.
+        model: The model; `state=None` at a start means zeros unless it has `initial_state(B)`. Where it has
+            `advance(inputs, state) -> state`, that takes the state on where no output is needed.
         loss: Gives one loss per timestep.
         inputs: A field's name, several (the model gets a tuple), or a function of the window.
         lane_axis: See `streamseq.Carry`.
+        autocast: The dtype in which model and loss compute what torch deems fit; None: as they are.
     """
 
     def __init__(
-        self, model: Callable[..., Any], loss: Callable[[Any, Window], Tensor], inputs: Inputs, lane_axis: Any
+        self,
+        model: Callable[..., Any],
+        loss: Callable[[Any, Window], Tensor],
+        inputs: Inputs,
+        lane_axis: Any,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self._model = model
         self._loss = loss
         self._inputs = inputs
         self._lane_axis = lane_axis
+        self._autocast = autocast
         self._axes: dict[tuple[Any, ...], list[int | None]] = {}
         initial = getattr(model, "initial_state", None)
         self._initial: Callable[[int], Any] | None = initial if callable(initial) else None
+        advance = getattr(model, "advance", None)
+        self._advance: Callable[[Any, Any], Any] | None = advance if callable(advance) else None
 
     def forward(self, window: Window, state: Any) -> tuple[Any, Any]:
         """Outputs and state of a window's timesteps.
@@ -42,10 +56,27 @@ class StatefulModel:
         Raises:
             TypeError: The model returns something else than a pair.
         """
-        result = self._model(self._pick(window), state)
+        with self._precision(window):
+            result = self._model(self._pick(window), state)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"model(inputs, state) returns (outputs, state), got a {type(result).__name__}")
         return result
+
+    def forward_state(self, window: Window, state: Any) -> Any:
+        """The state after a window's timesteps."""
+        return self.forward(window, state)[1]
+
+    def advance(self, window: Window, state: Any) -> Any:
+        """The state after a window's timesteps, of which no output is needed."""
+        if self._advance is None:
+            return self.forward_state(window, state)
+        with self._precision(window):
+            return self._advance(self._pick(window), state)
+
+    def _precision(self, window: Window) -> AbstractContextManager[Any]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(window.mask.device.type, self._autocast)
 
     def _pick(self, window: Window) -> Any:
         if isinstance(self._inputs, str):
@@ -54,14 +85,20 @@ class StatefulModel:
             return self._inputs(window)
         return tuple(window[name] for name in self._inputs)
 
-    def loss_sum(self, outputs: Any, window: Window) -> Tensor:
+    def loss_sum(self, outputs: Any, window: Window, mask: Tensor | None = None) -> Tensor:
         """The sum of the losses of the valid timesteps, 0-dim.
+
+        Args:
+            outputs: Of the window's timesteps.
+            window: The window.
+            mask: bool [B, K] or [K, B], the timesteps that count; None: the valid ones.
 
         Raises:
             TypeError: The loss is not a tensor.
             ValueError: It is not one loss per timestep.
         """
-        losses = self._loss(outputs, window)
+        with self._precision(window):
+            losses = self._loss(outputs, window)
         if not isinstance(losses, Tensor):
             raise TypeError(f"loss(outputs, window) returns a tensor, got a {type(losses).__name__}")
         if losses.shape[:2] != window.mask.shape:
@@ -72,19 +109,31 @@ class StatefulModel:
         if losses.ndim > 2:
             losses = losses.flatten(2).sum(2)
         # Not a product: what stands in the padding may be infinite.
-        return torch.where(window.mask, losses, losses.new_zeros(())).sum()
+        return torch.where(window.mask if mask is None else mask, losses, losses.new_zeros(())).sum()
 
-    def enter(self, window: Window, state: Any) -> Any:
-        """The state before a window, the initial one on lanes that start anew."""
-        anew = window.token.starts_anew
-        if state is None or anew.all():
-            return None if self._initial is None else self._initial(len(anew))
+    def enter(self, window: Window, offset: int, state: Any) -> Any:
+        """The state before a timestep of a window, the initial one on lanes in which a sequence starts there."""
+        anew = resets_at(window, offset)
+        if state is None or (offset == 0 and anew.all()):
+            return self.initial(len(anew))
         if not anew.any():
             return state
-        initial = None if self._initial is None else self._initial(len(anew))
-        return states.replace_lanes(state, anew, initial, self._lane_axes(window, state))
+        return self.replace(window, state, anew, self.initial(len(anew)))
 
-    def _lane_axes(self, window: Window, state: Any) -> list[int | None]:
+    def initial(self, lanes: int) -> Any:
+        """The initial state of so many lanes; None for zeros."""
+        return None if self._initial is None else self._initial(lanes)
+
+    def replace(self, window: Window, state: Any, lanes: NDArray[np.bool_], by: Any) -> Any:
+        """The state, but that of `by` (None: zeros) on some lanes, bool [B], of a window."""
+        return states.replace_lanes(state, lanes, by, self.lane_axes(window, state))
+
+    def lane_axes(self, window: Window, state: Any) -> list[int | None]:
+        """The lane axis of each leaf of a state; where the sizes do not tell, the model is run on one lane more.
+
+        Raises:
+            ValueError: The axis that was given is not one.
+        """
         lanes = len(window.token.lane)
         if self._lane_axis is not None:
             return states.lane_axes(state, lanes, self._lane_axis)
@@ -106,7 +155,7 @@ class StatefulModel:
         with torch.no_grad(), replay.without_effect():
             for chosen in (lanes, [*lanes, 0]):
                 part = _select_lanes(first, chosen)
-                state = None if self._initial is None else self._initial(len(chosen))
+                state = self.initial(len(chosen))
                 shapes.append([getattr(leaf, "shape", ()) for leaf in states.leaves(self.forward(part, state)[1])])
         replay.set_noise(moment)
         axes: list[int | None] = []

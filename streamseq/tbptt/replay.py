@@ -11,11 +11,23 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """The random generators at a moment."""
+
+    cpu: Tensor
+    cuda: tuple[tuple[torch.device, Tensor], ...]
+
+    def same_as(self, other: Noise) -> bool:
+        """Whether nothing was drawn in between."""
+        pairs = zip(self.cuda, other.cuda, strict=True)
+        return torch.equal(self.cpu, other.cpu) and all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+@dataclass(frozen=True, slots=True)
 class Moment:
     """The random generators and the model's buffers before a segment."""
 
-    rng: Tensor
-    cuda: tuple[tuple[torch.device, Tensor], ...]
+    noise: Noise
     buffers: tuple[Tensor, ...]
 
 
@@ -31,11 +43,20 @@ class Replay:
         modules = () if self._model is None else self._model.modules()
         self._places = [(m, name) for m in modules for name, buffer in m._buffers.items() if buffer is not None]
 
+    @property
+    def has_buffers(self) -> bool:
+        """Whether the model has buffers, which a forward pass may change."""
+        return bool(self._places)
+
+    def noise(self) -> Noise:
+        """The random generators as they are now."""
+        return Noise(torch.get_rng_state(), self._cuda())
+
     def moment(self, before: Moment | None = None) -> Moment:
         """The moment that is now.
 
         Args:
-            before: An earlier one, whose copies of buffers that did not change since are shared.
+            before: An earlier one, whose copies of what did not change since are shared.
         """
         shared = before.buffers if before is not None else ()
         copies = []
@@ -44,7 +65,10 @@ class Replay:
             assert buffer is not None
             same = index < len(shared) and torch.equal(shared[index], buffer)
             copies.append(shared[index] if same else buffer.detach().clone())
-        return Moment(torch.get_rng_state(), self._cuda(), tuple(copies))
+        noise = self.noise()
+        if before is not None and noise.same_as(before.noise):
+            noise = before.noise
+        return Moment(noise, tuple(copies))
 
     def _cuda(self) -> tuple[tuple[torch.device, Tensor], ...]:
         if self._model is None:
@@ -54,8 +78,8 @@ class Replay:
 
     def set_noise(self, moment: Moment) -> None:
         """Put the random generators where they were."""
-        torch.set_rng_state(moment.rng)
-        for device, state in moment.cuda:
+        torch.set_rng_state(moment.noise.cpu)
+        for device, state in moment.noise.cuda:
             torch.cuda.set_rng_state(state, device)
 
     @contextmanager

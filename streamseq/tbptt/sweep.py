@@ -2,64 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from streamseq.data import state as states
+from streamseq.data.window import Window
+from streamseq.tbptt.boundaries import Boundaries, Boundary
+from streamseq.tbptt.join import join_windows
 from streamseq.tbptt.model import StatefulModel
 from streamseq.tbptt.past import Past
 from streamseq.tbptt.replay import Moment, Replay
+from streamseq.tbptt.stretches import Segment, Stretch, stopped
+
+# Windows shorter than this are joined, so that a fused kernel gets more timesteps at once; longer ones gain nothing.
+SHORT = 64
+
+Edit = Callable[[Window, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Timesteps `[low, high)` of the window `step`, which the model takes in one call.
-
-    `counts`: whether their losses are the update's. `kept`: whether the state after them is to be kept.
-    """
-
-    step: int
-    low: int
-    high: int
-    counts: bool
-    kept: bool
-
-
-Segment = list[Stretch]
-
-
-def cut_stretches(
-    start: int, new: int, stop: int, *, window: int, origin: int, segment: int, keep: int
-) -> list[Segment]:
-    """Cut the times `[start, stop)` into segments of stretches.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What happens to the state and the losses on the way of a sweep, beside the model.
 
     Args:
-        start: Where back-propagation starts.
-        new: Losses count from here.
-        stop: Where the update ends.
-        window: Timesteps of a window.
-        origin: The step of the window that begins at time 0.
-        segment: Timesteps of a segment, at most.
-        keep: The time after which the state is to be kept; before `start` for none.
+        edits: By time, what is done to the state before the timestep at that time.
+        keep: Times after which the state is to be kept.
+        since: int64 [B], the time from which each lane's losses count; None: as the stretches say.
+        resets: Whether the state of lanes in which a sequence starts inside a window is replaced there; otherwise the
+            model does that itself.
     """
-    borders = {start, new, stop, *range(start, stop, segment), *range(start // window * window, stop, window)}
-    if start < keep:
-        borders.add(keep)
-    times = sorted(time for time in borders if start <= time <= stop)
-    segments: list[Segment] = []
-    for low, high in pairwise(times):
-        step, offset = divmod(low, window)
-        stretch = Stretch(origin + step, offset, offset + high - low, low >= new, high == keep)
-        if (low - start) % segment == 0:
-            segments.append([])
-        segments[-1].append(stretch)
-    return segments
+
+    edits: Mapping[int, Edit] = field(default_factory=dict)
+    keep: Collection[int] = ()
+    since: NDArray[np.int64] | None = None
+    resets: bool = True
 
 
 class Sweep:
@@ -74,23 +57,41 @@ class Sweep:
         replay: Of the same model.
         past: Where the windows are.
         state: The state before the first segment, a constant; None for the initial one.
+        course: What happens on the way.
+        scale: Multiplies the loss before it is back-propagated; the same for all segments.
     """
 
-    def __init__(self, model: StatefulModel, replay: Replay, past: Past, state: Any) -> None:
+    def __init__(
+        self,
+        model: StatefulModel,
+        replay: Replay,
+        past: Past,
+        state: Any,
+        course: Course | None = None,
+        scale: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._model = model
         self._replay = replay
         self._past = past
         self._state = states.detach(state)
-        self._done: list[tuple[Segment, Any, Moment]] = []
-        #: The state after the stretch that is to be kept.
-        self.kept: Any = None
+        self._course = course or Course()
+        self._scale = scale
+        self._done = Boundaries()
+        # Whether model and loss draw random numbers; None: not known yet.
+        self._noisy: bool | None = None
+        #: The states after the times that are to be kept.
+        self.kept: dict[int, Any] = {}
 
     def advance(self, segment: Segment) -> None:
         """Run a segment that is not the last one."""
-        moment = self._replay.moment(self._done[-1][2] if self._done else None)
-        self._done.append((segment, self._state, moment))
+        moment = self._moment()
+        self._done.push(Boundary(segment, self._state, moment))
         with torch.no_grad():
             self._state, _ = self._run(segment, self._state, first_time=True)
+
+    def _moment(self) -> Moment:
+        last = self._done.last
+        return self._replay.moment(None if last is None else last.moment)
 
     def finish(self, segment: Segment, num_timesteps: int) -> Tensor:
         """Run the last segment and everything backward; gradients are added to the parameters' `.grad`.
@@ -100,22 +101,22 @@ class Sweep:
             num_timesteps: By which the sum of the losses is divided.
 
         Returns:
-            The mean loss, detached, 0-dim.
+            The loss so divided, detached, 0-dim.
         """
-        start = self._leaves(self._state) if self._done else self._state
+        start = self._leaves(self._state) if len(self._done) else self._state
         end, loss = self._run(segment, start, first_time=True)
         total = self._backward(loss, end, None, num_timesteps)
-        after = self._replay.moment(self._done[-1][2]) if self._done else None
-        while self._done:
+        after = self._moment() if len(self._done) else None
+        while len(self._done):
             gradient = [leaf.grad if isinstance(leaf, Tensor) else None for leaf in states.leaves(start)]
-            segment, state, moment = self._done.pop()
-            counts = any(stretch.counts for stretch in segment)
+            boundary = self._done.pop()
+            counts = any(stretch.counts for stretch in boundary.segment)
             if not counts and all(each is None for each in gradient):
                 break
-            self._replay.set_noise(moment)
-            start = self._leaves(state) if self._done else state
-            with self._replay.without_effect(moment):
-                end, loss = self._run(segment, start, first_time=False)
+            self._replay.set_noise(boundary.moment)
+            start = self._leaves(boundary.state) if len(self._done) else boundary.state
+            with self._replay.without_effect(boundary.moment):
+                end, loss = self._run(boundary.segment, start, first_time=False)
             total = total + self._backward(loss, end, gradient, num_timesteps)
         if after is not None:
             self._replay.set_noise(after)
@@ -124,37 +125,99 @@ class Sweep:
     def _run(self, segment: Segment, state: Any, *, first_time: bool) -> tuple[Any, Tensor | None]:
         """The state after a segment, and the sum of the losses that count."""
         loss = None
-        for stretch in segment:
-            if first_time and not stretch.counts:
+        for stretches in self._calls(segment):
+            if first_time and not stretches[0].counts:
                 # Buffers see these timesteps in the update to which they are new.
                 with self._replay.without_effect():
-                    state, part = self._run_stretch(stretch, state)
+                    state, part = self._call(stretches, state)
             else:
-                state, part = self._run_stretch(stretch, state)
+                state, part = self._call(stretches, state)
             if part is not None:
                 loss = part if loss is None else loss + part
-            if stretch.kept and first_time:
-                self.kept = states.detach(state)
+            end = stretches[-1].end
+            if first_time and end in self._course.keep:
+                self.kept[end] = states.detach(state)
         return state, loss
 
-    def _run_stretch(self, stretch: Stretch, state: Any) -> tuple[Any, Tensor | None]:
+    def _calls(self, segment: Segment) -> Iterator[list[Stretch]]:
+        """The stretches that the model takes in one call: several of short windows, as long as nothing else happens."""
+        call: list[Stretch] = []
+        for stretch in segment:
+            if call and not self._goes_on(call[-1], stretch):
+                yield call
+                call = []
+            call.append(stretch)
+        yield call
+
+    def _goes_on(self, before: Stretch, stretch: Stretch) -> bool:
+        if stretch.low or stretch.counts != before.counts or stretch.time in self._course.edits:
+            return False
+        if before.end in self._course.keep:
+            return False
         window = self._past[stretch.step]
-        if stretch.low == 0:
-            state = self._model.enter(window, state)
-        # Where all lanes have ended nothing is computed: only resets follow.
-        high = min(stretch.high, int(window.lengths.max()))
-        if high <= stretch.low:
+        if window.num_steps >= SHORT or window.token.segments is not None:
+            return False
+        # A lane that stopped inside its sequence holds its state until its next window.
+        previous = self._past[before.step]
+        return not (window.token.reset.any() or stopped(previous, previous.num_steps - 1).any())
+
+    def _call(self, stretches: list[Stretch], state: Any) -> tuple[Any, Tensor | None]:
+        stretch = stretches[0]
+        window = self._past[stretch.step]
+        edit = self._course.edits.get(stretch.time)
+        if edit is not None:
+            state = edit(window, state)
+        if stretch.low == 0 or self._course.resets or state is None:
+            state = self._model.enter(window, stretch.low, state)
+        parts = []
+        for each in stretches:
+            window = self._past[each.step]
+            # Where all lanes have ended nothing is computed: only resets follow.
+            high = min(each.high, int(window.lengths.max()))
+            if high > each.low:
+                parts.append(window.cut(each.low, high))
+            if high < each.high:
+                break
+        if not parts:
             return state, None
-        part = window.cut(stretch.low, high)
-        outputs, state = self._model.forward(part, state)
-        return state, self._model.loss_sum(outputs, part) if stretch.counts else None
+        part = parts[0] if len(parts) == 1 else join_windows(parts)
+        if stretch.counts:
+            after, loss = self._count(part, stretch.time, state)
+        else:
+            after, loss = self._model.advance(part, state), None
+        held = stopped(self._past[stretch.step], stretch.low)
+        return self._model.replace(part, after, held, state) if held.any() else after, loss
+
+    def _count(self, part: Window, time: int, state: Any) -> tuple[Any, Tensor | None]:
+        """The state after timesteps whose losses count, and their sum; None where only the state is wanted."""
+        before = None
+        if not torch.is_grad_enabled():
+            # What draws no random numbers and changes no buffer leaves no trace where it is left out.
+            if self._noisy is False:
+                quiet = self._model.advance if not self._replay.has_buffers else self._model.forward_state
+                return quiet(part, state), None
+            before = self._replay.noise()
+        outputs, after = self._model.forward(part, state)
+        loss = self._model.loss_sum(outputs, part, self._mask(part, time))
+        if before is not None:
+            self._noisy = not self._replay.noise().same_as(before)
+        return after, loss
+
+    def _mask(self, part: Window, time: int) -> Tensor | None:
+        """The timesteps of a part of a window that count, where lanes differ."""
+        if self._course.since is None:
+            return None
+        late = torch.from_numpy(self._course.since - time)
+        times = torch.arange(part.num_steps)
+        counts = times >= late[:, None] if part.batch_first else times[:, None] >= late
+        return part.mask & counts.to(part.mask.device)
 
     def _backward(self, loss: Tensor | None, end: Any, gradient: Iterable[Tensor | None] | None, count: int) -> Tensor:
         roots: list[Tensor] = []
         seeds: list[Tensor | None] = []
         mean = torch.zeros(()) if loss is None else loss / count
         if mean.requires_grad:
-            roots.append(mean)
+            roots.append(mean if self._scale is None else self._scale(mean))
             seeds.append(None)
         for leaf, seed in zip(states.leaves(end), gradient or (), strict=False):
             if seed is not None and isinstance(leaf, Tensor) and leaf.requires_grad:
@@ -175,7 +238,7 @@ class Sweep:
         return pytree.tree_map(lambda value: leaf(value) if isinstance(value, Tensor) else value, state)
 
     def carry_on(self, segments: Iterable[Segment]) -> None:
-        """Run segments without a graph, only to keep the state after the stretch that asks for it."""
+        """Run segments without a graph, only to keep the states after the times that are to be kept."""
         with torch.no_grad():
             for segment in segments:
                 self._state, _ = self._run(segment, self._state, first_time=True)

@@ -15,7 +15,7 @@ from streamseq.data import state as states
 from streamseq.training.checkpoint import TakesState, load_checkpoint, read_checkpoint
 
 _CARRY = frozenset(["token", "state"])
-_ENGINE = frozenset(["k1", "k2", "token", "began", "kept"])
+_ENGINE = frozenset(["k1", "k2", "losses", "token", "began", "history"])
 _PER_LANE = ("sequence", "start", "stop", "reset", "final", "lane")
 _POSITION = frozenset(["fingerprint", "version", "epoch", "step", "window"])
 
@@ -66,7 +66,7 @@ def redistribute(
             "each rank's Carry, returned"
         )
     tokens = [part["token"] for part in parts]
-    for name in ("k1", "k2") if names == {_ENGINE} else ():
+    for name in ("k1", "k2", "losses") if names == {_ENGINE} else ():
         _common(name, [part[name] for part in parts])
     _common("started", [token is not None for token in tokens])
     if tokens[0] is None:
@@ -82,7 +82,7 @@ def redistribute(
     }
     if names == {_CARRY}:
         return new | {"state": deal.states([part["state"] for part in parts])}
-    return new | {"began": deal.tensors([part["began"] for part in parts]), "kept": _kept(parts, deal)}
+    return new | {"began": deal.tensors([part["began"] for part in parts]), "history": {"kept": _kept(parts, deal)}}
 
 
 def _common(name: str, values: Sequence[Any]) -> None:
@@ -227,23 +227,22 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _kept(parts: Sequence[Mapping[str, Any]], deal: _Deal) -> dict[str, Any] | None:
-    """The engines' kept state: from where the timesteps before the next window are run again."""
-    times = [part["kept"]["time"] for part in parts if part["kept"] is not None]
-    if not times:
-        return None
-    _common("time of the kept state", times)
-    for part in parts:
-        token = part["token"]
-        goes_on = (token["sequence"] >= 0) & ~token["final"] & (part["began"] < times[0])
-        if part["kept"] is None and goes_on.any():
-            lane = int(token["lane"][goes_on.int().argmax()])
-            raise ResumeError(
-                f"the state of each lane at timestep {times[0]} is needed, got none for lane {lane}: pass the states "
-                "as they were saved"
-            )
-    packed = deal.states([None if part["kept"] is None else part["kept"]["state"] for part in parts])
-    return None if packed is None else {"time": times[0], "state": packed}
+def _kept(parts: Sequence[Mapping[str, Any]], deal: _Deal) -> list[dict[str, Any]]:
+    """The engines' kept states: from where the timesteps before the next window are run again."""
+    kept = [{each["time"]: each["state"] for each in part["history"]["kept"]} for part in parts]
+    dealt = []
+    for time in sorted({time for each in kept for time in each}):
+        for part, states_of in zip(parts, kept, strict=True):
+            token = part["token"]
+            goes_on = (token["sequence"] >= 0) & ~token["final"] & (part["began"] < time)
+            if time not in states_of and goes_on.any():
+                lane = int(token["lane"][goes_on.int().argmax()])
+                raise ResumeError(
+                    f"the state of each lane at timestep {time} is needed, got none for lane {lane}: pass the states "
+                    "as they were saved"
+                )
+        dealt.append({"time": time, "state": deal.states([each.get(time) for each in kept])})
+    return dealt
 
 
 def redistribute_checkpoints(

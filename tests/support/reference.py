@@ -32,10 +32,10 @@ def longest(windows):
     return best
 
 
-def reference_updates(model, windows, k1, k2, step=None, grid_stops=None):
+def reference_updates(model, windows, k1, k2, step=None, losses="new"):
     """The loss, count and gradients of each update; `step()` changes the parameters in between.
 
-    `k1=None`: one update for all windows. `grid_stops` ends the epoch earlier than the padding does.
+    `k1=None`: one update for all windows. `losses="window"`: every loss since the start counts.
     """
     lanes = emitted(windows)
     end = len(lanes[0])
@@ -44,7 +44,7 @@ def reference_updates(model, windows, k1, k2, step=None, grid_stops=None):
     results = []
     for begin in range(0, end, k1 or end):
         stop = end if k1 is None else min(begin + k1, end)
-        count = sum(valid for steps in lanes for _, _, valid, _ in steps[begin:stop])
+        count = 0
         total = torch.zeros((), dtype=torch.float64)
         for lane, steps in enumerate(lanes):
             if unlimited:
@@ -53,6 +53,8 @@ def reference_updates(model, windows, k1, k2, step=None, grid_stops=None):
             else:
                 start = max(0, begin + k1 - k2)
                 state = known[lane].get(start)
+            # With k2 of n a lane whose sequence has ended has no loss left.
+            counted = start if losses == "window" and (not unlimited or steps[begin][2]) else begin
             for t in range(start, stop):
                 x, y, valid, resets = steps[t]
                 if resets:
@@ -60,8 +62,8 @@ def reference_updates(model, windows, k1, k2, step=None, grid_stops=None):
                 if state is None and hasattr(model, "initial_state"):
                     state = model.initial_state(1)
                 out, state = model(x.view(1, 1, -1), state)
-                if valid and t >= begin:
-                    total = total + (out.view(()) - y).square()
+                if valid and t >= counted:
+                    total, count = total + (out.view(()) - y).square(), count + 1
                 known[lane][t + 1] = torch.utils._pytree.tree_map(torch.Tensor.detach, state)
         if count:
             model.zero_grad()

@@ -215,8 +215,9 @@ def test_the_states_are_those_that_the_new_ranks_would_have_had(old, new):
         assert found.keys() == state.keys()
         assert torch.equal(found["began"], state["began"])
         assert all(np.array_equal(found["token"][name], value) for name, value in state["token"].items())
-        assert found["kept"]["time"] == state["kept"]["time"]
-        torch.testing.assert_close(found["kept"]["state"]["leaves"], state["kept"]["state"]["leaves"])
+        (one,), (other,) = found["history"]["kept"], state["history"]["kept"]
+        assert one["time"] == other["time"]
+        torch.testing.assert_close(one["state"]["leaves"], other["state"]["leaves"])
 
 
 def test_a_second_change_and_one_before_any_step_are_like_none():
@@ -274,7 +275,7 @@ def test_a_model_for_one_number_of_lanes_is_saved_too():
     engine = ss.TBPTT(Fixed().double(), squared_error, k1=4, k2=4)
     next(engine.updates(make_stream([40, 40], lanes=2)))
     random = torch.get_rng_state()
-    assert engine.state_dict()["kept"]["state"]["axes"] is None
+    assert engine.state_dict()["history"]["kept"][0]["state"]["axes"] is None
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -288,7 +289,7 @@ def test_a_rank_whose_lanes_have_all_just_reset_holds_no_state(to):
     wanted = losses(run(), 7, after=10)
     changed = run()
     found = [changed.step() for _ in range(7)]
-    assert [state["kept"] is None for state in changed.states()] == [False, True]
+    assert [not state["history"]["kept"] for state in changed.states()] == [False, True]
     changed.change(to)
     assert found + [changed.step() for _ in range(10)] == pytest.approx(wanted, rel=0, abs=1e-9)
 
@@ -304,7 +305,7 @@ def test_a_state_is_let_go_of_where_no_loss_has_use_for_it():
         for step in range(9):
             if change and step == 5:
                 saved = [engines[rank].state_dict() for rank in range(2)]
-                assert [state["kept"]["time"] if state["kept"] else None for state in saved] == [12, None]
+                assert [[each["time"] for each in state["history"]["kept"]] for state in saved] == [[12], []]
                 world, engines = 1, {0: ss.TBPTT(model, loss, k1=4, k2=12)}
                 engines[0].load_state_dict(redistribute(saved, rank=0, world_size=1))
                 stream = make_stream(lengths, lanes=4, layout="sequences", lookahead={"z": ("y", 4)})
@@ -387,21 +388,27 @@ def test_a_missing_lane_in_the_middle_shows_without_the_number_of_lanes(engines)
 
 
 def test_states_of_other_engines_and_other_models_are_refused(engines, carries):
-    kept = engines[1]["kept"]["state"]
+    kept = engines[1]["history"]["kept"][0]["state"]
     narrow = [leaf[..., :2] for leaf in kept["leaves"]]
     single = [leaf.float() for leaf in kept["leaves"]]
     for wrong, match in (
         (changed(engines, 1, "k1", to=2), "got k1=4 and k1=2"),
         (changed(engines, 2, "k2", to=None), "got k2=8 and k2=None"),
-        (changed(engines, 1, "kept", "time", to=9), "got time of the kept state=20 and time of the kept state=9"),
-        (changed(engines, 1, "kept", to=None), "state of each lane at timestep 20 is needed, got none for lane 3"),
-        (changed(engines, 1, "kept", "state", "structure", to="[]"), "got structure="),
         (
-            changed(engines, 1, "kept", "state", "leaves", to=narrow),
+            changed(engines, 1, "history", "kept", 0, "time", to=9),
+            "each lane at timestep 9 is needed, got none for lane 0",
+        ),
+        (
+            changed(engines, 1, "history", "kept", to=[]),
+            "state of each lane at timestep 20 is needed, got none for lane 3",
+        ),
+        (changed(engines, 1, "history", "kept", 0, "state", "structure", to="[]"), "got structure="),
+        (
+            changed(engines, 1, "history", "kept", 0, "state", "leaves", to=narrow),
             r"shapes \[\(1, 3, 3\), \(1, 2, 2\), \(1, 2, 3\)\]",
         ),
-        (changed(engines, 1, "kept", "state", "leaves", to=single), "torch.float64 and another one"),
-        ([*engines[:2], carries[2]], "one kind, got began, k1, k2, kept, token and state, token"),
+        (changed(engines, 1, "history", "kept", 0, "state", "leaves", to=single), "torch.float64 and another one"),
+        ([*engines[:2], carries[2]], "one kind, got began, history, k1, k2, losses, token and state, token"),
         ([{"token": None}], "one kind, got token"),
         ([3], "one kind, got int"),
     ):
@@ -418,10 +425,10 @@ def test_what_is_beside_the_lanes_must_agree():
     losses(run, 6, after=0)
     states = run.states()
     for leaf, value in ((1, torch.tensor(7)), (2, 5)):
-        leaves = [*states[1]["kept"]["state"]["leaves"]]
+        leaves = [*states[1]["history"]["kept"][0]["state"]["leaves"]]
         leaves[leaf] = value
         with pytest.raises(ss.ResumeError, match=f"the same on all ranks, got .* in leaf {leaf}"):
-            redistribute(changed(states, 1, "kept", "state", "leaves", to=leaves), rank=0, world_size=2)
+            redistribute(changed(states, 1, "history", "kept", 0, "state", "leaves", to=leaves), rank=0, world_size=2)
 
 
 def test_wrong_arguments_are_refused(engines):

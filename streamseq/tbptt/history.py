@@ -1,0 +1,155 @@
+"""History: the states that earlier updates left, and where back-propagation of the next one starts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamseq.core.grid import Grid
+from streamseq.data import state as states
+from streamseq.tbptt.sweep import Edit
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """An update that is about to be made.
+
+    Args:
+        time, stop: The times `[time, stop)` are new.
+        began: int64 [B], the time at which what each lane holds at `time` began, its latest reset.
+        holding: bool [B], lanes that hold something from `time` on, or hold a state for later.
+        lane: int64 [B], global lane numbers.
+        epoch: The epoch.
+        last: Whether nothing goes on after it.
+    """
+
+    time: int
+    stop: int
+    began: Int64
+    holding: NDArray[np.bool_]
+    lane: Int64
+    epoch: int
+    last: bool = False
+
+    @property
+    def reset(self) -> int:
+        """The earliest reset of a lane that holds something."""
+        return min(self.time, int(self.began.min(initial=self.time, where=self.holding)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where back-propagation starts.
+
+    Args:
+        time: The first timestep that is run.
+        state: The state before it, a constant; None for the initial one.
+        edits: By time, what is done to the state before that timestep.
+        keep: Times after which the state is to be kept.
+    """
+
+    time: int
+    state: Any = None
+    edits: Mapping[int, Edit] = field(default_factory=dict)
+    keep: Collection[int] = ()
+
+
+class History(ABC):
+    """Says where back-propagation starts, and keeps the states that it may start from."""
+
+    @abstractmethod
+    def start(self, moment: Moment) -> Start:
+        """Where back-propagation of an update starts."""
+
+    @abstractmethod
+    def learn(self, moment: Moment, kept: Mapping[int, Any], axes: Any) -> int:
+        """Take in the states that were asked for.
+
+        Args:
+            moment: Of the update that was made.
+            kept: By time.
+            axes: Gives the lane axis of each leaf of a state.
+
+        Returns:
+            The time from which on timesteps may be needed again.
+        """
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget: every lane starts anew."""
+
+    @abstractmethod
+    def state_dict(self, axes: Any) -> dict[str, Any]:
+        """What is kept, as tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` returned."""
+
+
+class GridHistory(History):
+    """Back-propagation starts where the grid says, the same for all lanes, or at their resets.
+
+    Args:
+        grid: Of the updates.
+        to_grid: Whether what a lane held before its reset matters too: losses count from where the grid says.
+        reach: The k2 that the grid may get later; None: it does not change.
+    """
+
+    def __init__(self, grid: Grid, *, to_grid: bool = False, reach: int | None = None) -> None:
+        self.grid = grid
+        self._to_grid = to_grid
+        self._reach = reach
+        self._kept: dict[int, Any] = {}
+        self._axes: dict[int, Any] = {}
+
+    def start(self, moment: Moment) -> Start:
+        """See `History`."""
+        reset = moment.reset
+        if self.grid.k2 is None:
+            return Start(time=reset)
+        keep = self._keep(moment)
+        time = max(0, self.grid.start(moment.time)) if self._to_grid else self.grid.start(moment.time)
+        if time <= (0 if self._to_grid else reset):
+            # Every lane whose loss counts starts at its reset.
+            return Start(time=time if self._to_grid else reset, keep=keep)
+        if time not in self._kept and self._reach is not None:
+            # k2 has grown to before the states that are kept.
+            time = min((each for each in self._kept if each > time), default=moment.time)
+        return Start(time=time, state=self._kept[time], keep=keep)
+
+    def _keep(self, moment: Moment) -> list[int]:
+        # In the as-is split nothing goes on after the window.
+        if moment.last or self.grid.k1 is None:
+            return []
+        if self._reach is None:
+            return [self.grid.start(moment.stop)]
+        first = Grid(k1=self.grid.k1, k2=self._reach).start(moment.stop)
+        return list(range(max(first, 0), moment.stop + 1, self.grid.k1))
+
+    def learn(self, moment: Moment, kept: Mapping[int, Any], axes: Any) -> int:
+        """See `History`."""
+        if self.grid.k2 is None and self._reach is None:
+            return moment.reset
+        keep = self._keep(moment)
+        self._kept = {time: state for time, state in {**self._kept, **kept}.items() if time in keep}
+        return max(0, min(keep, default=moment.stop))
+
+    def clear(self) -> None:
+        """See `History`."""
+        self._kept.clear()
+
+    def state_dict(self, axes: Any) -> dict[str, Any]:
+        """See `History`."""
+        return {"kept": [{"time": time, "state": states.pack(each, axes(each))} for time, each in self._kept.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `History`."""
+        self._kept = {each["time"]: states.unpack(each["state"]) for each in state["kept"]}

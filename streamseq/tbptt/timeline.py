@@ -1,0 +1,66 @@
+"""The timeline: the emitted timesteps of an epoch, when each lane's sequence began, and whether windows follow."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamseq.core.tokens import StateToken
+from streamseq.data.carry import check_follows
+from streamseq.data.window import Window
+
+Int64 = NDArray[np.int64]
+
+
+class Timeline:
+    """Times are emitted timesteps of a lane, padding included; time 0 is the start of window `origin`."""
+
+    def __init__(self) -> None:
+        self.origin = 0
+        #: int64 [B], when what each lane holds at the start of the newest window began: its latest reset until then.
+        self.began: Int64 = np.zeros(0, np.int64)
+        #: Of the newest window; None before the first one.
+        self.token: StateToken | None = None
+        #: The newest window; None also after a resume.
+        self.window: Window | None = None
+
+    def arrive(self, window: Window) -> int:
+        """Take a window up: check that it follows; return the time of its start.
+
+        Raises:
+            ContinuityError: It does not follow the window before on some lane.
+            ValueError: The stream was rewindowed in the middle of an epoch.
+        """
+        token = window.token
+        anew = token.starts_anew
+        check_follows(token, None if anew.all() else self.token)
+        if self.token is not None and token.switches != self.token.switches and not anew.all():
+            raise ValueError(
+                f"the stream was rewindowed: the windows before have {self.token.window} timesteps and other numbers, "
+                "and the grid of updates cannot go on across that: change the window at the start of an epoch "
+                "(set_epoch), or carry the state by hand with Carry"
+            )
+        began = self._began_after()
+        self.origin = token.step if token.window is None else 0
+        time = (token.step - self.origin) * window.num_steps
+        self.began = np.full(len(anew), time) if anew.all() else np.where(anew, time, began)
+        self.token, self.window = token, window
+        return time
+
+    def _began_after(self) -> Int64:
+        token = self.token
+        if token is None or token.segments is None:
+            return self.began
+        return self.began_at(token, int(token.num_steps))
+
+    def began_at(self, token: StateToken, offset: int) -> Int64:
+        """int64 [B], each lane's latest reset until an offset of the newest window."""
+        if token.segments is None or not offset:
+            return self.began
+        rows = token.segments
+        rows = rows[rows["reset"] & (rows["offset"] > 0) & (rows["offset"] <= offset)]
+        began = self.began.copy()
+        start = (token.step - self.origin) * int(token.num_steps)
+        # Rows of a lane come in order: the latest one stays.
+        began[rows["lane"]] = start + rows["offset"]
+        return began
