@@ -151,14 +151,15 @@ def times(uri: Path, lanes: int, timesteps: int, segment: int, threads: int, rou
         "graph": lambda: one_graph(model, x),
         "exact": lambda: exact(model, stream, segment),
     }
-    gradients = {}
+    gradients = []
     for name in ("graph", "exact"):
         model.zero_grad()
         turns[name]()
-        gradients[name] = [parameter.grad.clone() for parameter in model.parameters()]
-    for wanted, found in zip(gradients["graph"], gradients["exact"], strict=True):
-        largest = float(wanted.abs().max())
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * largest)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    off = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
+    # One that is cut at the borders of segments is off by about 0.002.
+    if not off < 1e-4:
+        raise ValueError(f"both gradients must be the same, the exact one is off by {off:.2g}")
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():

@@ -167,22 +167,26 @@ def engine_twice(trained: Trained) -> Turn:
     return _engine(trained, 2 * trained.setting.k)
 
 
-def parameters_after(loop: Loop, setting: Setting, windows: list[Any]) -> list[Tensor]:
-    """The parameters after one turn of a loop."""
+def change_of(loop: Loop, setting: Setting, windows: list[Any]) -> Tensor:
+    """What one turn of a loop adds to the parameters, end to end."""
     trained = Trained(setting, windows)
+    before = [parameter.detach().clone() for parameter in trained.model.parameters()]
     loop(trained)()
-    return [parameter.detach().clone() for parameter in trained.model.parameters()]
+    after = trained.model.parameters()
+    return torch.cat([(new.detach() - old).flatten() for new, old in zip(after, before, strict=True)])
 
 
 def check_same(loops: dict[str, Loop], setting: Setting, windows: list[Any]) -> None:
     """See that loops do the same updates.
 
     Raises:
-        AssertionError: Their parameters differ after a turn.
+        ValueError: They change the parameters differently. TBPTT(k, k) and TBPTT(k, 2k) differ by 0.006 of the change
+            here, on inputs and targets that are noise; loops that do the same by rounding only.
     """
-    wanted: list[Tensor] | None = None
+    wanted: Tensor | None = None
     for name, loop in loops.items():
-        found = parameters_after(loop, setting, windows)
-        wanted = wanted or found
-        for a, b in zip(found, wanted, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        found = change_of(loop, setting, windows)
+        wanted = found if wanted is None else wanted
+        off = float((found - wanted).norm() / wanted.norm())
+        if not off < 1e-4:
+            raise ValueError(f"loops must do the same updates, {name}'s change of the parameters is off by {off:.2g}")
