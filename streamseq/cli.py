@@ -240,6 +240,7 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
 @click.option("--lanes", type=click.IntRange(min=1), default=32, show_default=True, help="Sequences side by side.")
 @click.option("--window", type=click.IntRange(min=1), default=256, show_default=True, help="Timesteps read at once.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes; 0: this one.")
+@click.option("--threads", type=click.IntRange(min=1), help="torch's threads in each process.  [default: probed]")
 @click.option(
     "--backend",
     type=click.Choice(["zarr", "arrow"]),

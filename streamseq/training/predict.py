@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -32,6 +33,7 @@ from streamseq.training.predict_run import run_tasks
 from streamseq.training.predict_settings import difference, settings_of
 from streamseq.training.predict_task import Outputs, Recipe, probe_fields
 from streamseq.training.predict_writer import written_order
+from streamseq.training.threads import thread_count
 
 Int64 = NDArray[np.int64]
 
@@ -91,6 +93,7 @@ def predict(
     window: int = 256,
     sequences: Iterable[str] | None = None,
     workers: int = 0,
+    threads: int | None = None,
     backend: str | None = None,
     chunk_bytes: int | None = None,
     shard_bytes: int | None = None,
@@ -106,8 +109,11 @@ def predict(
 
     The work is cut into tasks of some sequences each, about a shard of outputs and at least one sequence a lane. A
     prediction that was killed or failed goes on with the same arguments, and only the tasks that ran are computed
-    again. Nothing is visible before all of it is committed, as version 1. Memory does not grow with the store or its
-    sequences, but for the list of ids; on disk, running tasks hold back less than a shard of each sequence.
+    again. Nothing is visible before all of it is committed, as version 1.
+
+    Memory is what a `StreamLoader` takes, a window of outputs, for each lane a chunk of every new field, and a shard:
+    it does not grow with the sequences. The ids of all sequences are held too. On disk, running tasks hold back less
+    than a shard of each of their sequences.
 
     The model is in eval mode and without gradients meanwhile; its modes, its buffers and the random generators are
     afterwards as they were. Noise that it draws in eval mode is seeded by the task.
@@ -127,10 +133,11 @@ def predict(
         lanes: Sequences side by side, B; fewer where a task has fewer.
         window: Timesteps K that the model gets at once; the last ones of a sequence are padded with zeros.
         sequences: A subset: ids, in the order in which the new store has them; None: all, in the order of the store.
-        workers: Processes that tasks run in, each with its share of torch's threads; 0: this one. The model, the
-            store and the functions are pickled, and a script needs `if __name__ == "__main__":`. The tasks are the same
-            for any number, and so is the new store, to the bit where torch computes the same on another number of
-            threads. A task has a sequence for each lane: with fewer than workers x lanes sequences, take fewer lanes.
+        workers: Processes that tasks run in; 0: this one. The model, the store and the functions are pickled, and a
+            script needs `if __name__ == "__main__":`. Tasks are the same for any number, and so is the new store, to
+            the bit with the same `threads`. A task has a sequence for each lane: with fewer than workers x lanes
+            sequences, take fewer lanes.
+        threads: torch's threads in each process; None: those that torch has, or each worker's share of them.
         backend: "zarr" or "arrow"; None: by the suffix of the path, `.zarr` or `.arrow`.
         chunk_bytes, shard_bytes: As for `ss.create`.
         lane_axis: Of the state, as for `TBPTT`; None: found.
@@ -157,7 +164,12 @@ def predict(
         ([5, 2], (5, 4), {'y': 'float32[4]'})
     """
     began = time.monotonic()
-    _check_arguments(model, inputs, outputs, lanes, window, workers)
+    _check_arguments(model, inputs, outputs)
+    for name, value, least in (("lanes", lanes, 1), ("window", window, 1), ("workers", workers, 0)):
+        at_least(name, value, least)
+    if threads is not None:
+        at_least("threads", threads, 1)
+    own_threads = threads or max(1, torch.get_num_threads() // max(1, workers))
     job = Job(local_path(uri))
     saved = None if restart else job.load()
     last = None if saved is None else job.report()
@@ -197,7 +209,8 @@ def predict(
             meter = _Meter(progress, int(store.lengths[chosen].sum()))
             meter.advance(sum(receipt.num_timesteps for receipt in before.values()))
             left = {number: task for number, task in enumerate(tasks) if number not in before}
-            run_tasks(recipe, layout, job, left, workers, meter.advance)
+            with thread_count(own_threads):
+                run_tasks(recipe, layout, job, left, workers, meter.advance)
             _commit(job, layout, store, chosen, tasks)
         report = _report(job, len(tasks), len(before), began)
         job.finish(report.as_dict())
@@ -218,9 +231,7 @@ def open_input(store: Store | str | os.PathLike[str], uri: str | os.PathLike[str
     return open_store(store, None if begun is None else begun.settings["store version"])
 
 
-def _check_arguments(
-    model: object, inputs: object, outputs: object, lanes: object, window: object, workers: object
-) -> None:
+def _check_arguments(model: object, inputs: object, outputs: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"a model is a torch.nn.Module, whose parameters tell one from another, got a {type(model).__name__}: "
@@ -232,9 +243,6 @@ def _check_arguments(
         raise TypeError(f"inputs is a field's name, a list of them or a function of the window, got {inputs!r}")
     if outputs is not None and not callable(outputs):
         raise TypeError(f"outputs is a function (outputs, window) -> dict or None, got {outputs!r}")
-    at_least("lanes", lanes, 1)
-    at_least("window", window, 1)
-    at_least("workers", workers, 0)
 
 
 def _chosen(store: Store, sequences: Iterable[str] | None) -> Int64:
@@ -255,9 +263,9 @@ def _check_same(job: Job, saved: Mapping[str, Any], settings: Mapping[str, Any],
     other = difference(saved, settings)
     if other is not None:
         what = "a finished" if finished else "an unfinished"
-        remedy = "" if finished else "restart=True (--restart) discards what was done, or "
+        discard = "" if finished else ", discard what was done with restart=True (--restart)"
         raise ResumeError(
-            f"{job.root} holds {what} prediction with {other}: take the same, {remedy}choose another address"
+            f"{job.root} holds {what} prediction with {other}: take the same{discard} or choose another address"
         )
 
 

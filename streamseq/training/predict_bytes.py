@@ -13,8 +13,9 @@ from torch import Tensor
 from streamseq.data.window import Window
 from streamseq.storage.interface import Store
 from streamseq.training.build import load_model
-from streamseq.training.model import next_byte_loss
+from streamseq.training.model import ByteLanguageModel, next_byte_loss
 from streamseq.training.predict import PredictReport, open_input, predict
+from streamseq.training.threads import available_cores, candidate_threads, choose_threads
 
 
 def _nll(logits: Tensor, window: Window) -> Tensor:
@@ -90,6 +91,7 @@ def predict_bytes(
     lanes: int = 32,
     window: int = 256,
     workers: int = 0,
+    threads: int | None = None,
     backend: str | None = None,
     restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -102,6 +104,8 @@ def predict_bytes(
         uri: Where to put the new store.
         what: Names of quantities, see `ByteOutputs`; they become the fields.
         lanes, window, workers, backend, restart, progress: See `predict`.
+        threads: torch's threads in each process; None: the number with which the model is fastest, probed, at most a
+            worker's share of the cores.
 
     Raises:
         ResumeError: It is no such checkpoint; or see `predict`.
@@ -129,7 +133,15 @@ def predict_bytes(
         lanes=lanes,
         window=window,
         workers=workers,
+        threads=threads or _probe_threads(model, lanes, window, workers),
         backend=backend,
         restart=restart,
         progress=progress,
     )
+
+
+def _probe_threads(model: ByteLanguageModel, lanes: int, window: int, workers: int) -> int:
+    share = max(1, available_cores() // max(1, workers))
+    x = torch.zeros(lanes, min(256, window), dtype=torch.uint8)
+    with torch.no_grad():
+        return choose_threads(lambda: model(x), candidate_threads(share))

@@ -43,7 +43,7 @@ def run_tasks(
         layout: How shards are cut and encoded.
         job: Where receipts lie.
         tasks: The sequences of each task, by its number.
-        workers: Processes; 0: this one.
+        workers: Processes, each with as many of torch's threads as this one has now; 0: this one.
         advance: Called with timesteps that are done.
 
     Raises:
@@ -57,13 +57,12 @@ def run_tasks(
     work = _pickled(recipe, layout, job)
     context = get_context("spawn")
     done = context.Value("q", 0)
-    threads = max(1, torch.get_num_threads() // workers)
     told = 0
     pool = ProcessPoolExecutor(
         min(workers, max(1, len(tasks))),
         mp_context=context,
         initializer=_begin_worker,
-        initargs=(work, threads, done),
+        initargs=(work, torch.get_num_threads(), done),
     )
     with pool:
         running: set[Future[None]] = set()
