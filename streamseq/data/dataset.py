@@ -49,7 +49,9 @@ class StreamDataset(IterableDataset[Window]):
         shuffle: Take the sequences in a random order, another one in each epoch.
         seed: Of the shuffling.
         epoch: To begin with.
-        tail: "pad" or "drop", for what is left of a sequence after its last whole window.
+        tail: What becomes of what is left of a sequence after its last whole window. "pad": it is a window with
+            padding; "drop": it is left out; "pack": the lane's next sequence follows in the same window, so that only a
+            lane's last window has padding, and `token.segments` and `token.resets` say where sequences start.
         layout: "sequences": whole sequences fill the lanes; "even": the data is cut into B equal runs.
         longest: A longer sequence is cut into equal pieces of at most so many timesteps, each with a reset, which go to
             lanes like sequences, so that fewer lanes are idle at the end; None: no sequence is cut.
@@ -72,6 +74,11 @@ class StreamDataset(IterableDataset[Window]):
         [[[0, 1, 2], [0, 1, 2]], [[3, 4, 0], [0, 0, 0]]]
         >>> stream[1].token.sequence.tolist(), stream[1].lengths.tolist()
         ([0, -1], [2, 0])
+        >>> packed = ss.StreamDataset(store, lanes=1, window=4, tail="pack")
+        >>> [window["x"].tolist() for window in packed]
+        [[[0, 1, 2, 3]], [[4, 0, 1, 2]]]
+        >>> packed[1].token.segments.tolist()  # lane, offset, sequence, start, stop, reset
+        [(0, 0, 0, 4, 5, False), (0, 1, 1, 0, 3, True)]
     """
 
     def __init__(
