@@ -30,4 +30,4 @@ def _join_tokens(tokens: Sequence[StateToken]) -> StateToken:
     for token in tokens[1:]:
         # A lane that has ended is idle in the windows that follow.
         stop, final = np.where(token.idle, stop, token.stop), final | token.final
-    return replace(tokens[0], stop=stop, final=final)
+    return replace(tokens[0], stop=stop, final=final, num_steps=sum(token.num_steps for token in tokens))

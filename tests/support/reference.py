@@ -14,21 +14,22 @@ def emitted(windows):
     for lane in range(windows[0].num_lanes):
         steps = []
         for window in windows:
-            reset = bool(window.token.reset[lane])
+            resets = window.token.resets[lane]
             for t in range(window.num_steps):
                 at = (lane, t) if window.batch_first else (t, lane)
-                steps.append((window["x"][at], window["y"][at], bool(window.mask[at]), reset and t == 0))
+                steps.append((window["x"][at], window["y"][at], bool(window.mask[at]), bool(resets[t])))
         lanes.append(steps)
     return lanes
 
 
 def longest(windows):
+    """The most timesteps from a reset on, padding apart."""
     best = 0
-    length = [0] * windows[0].num_lanes
-    for window in windows:
-        for lane, reset in enumerate(window.token.reset):
-            length[lane] = int(window.lengths[lane]) + (0 if reset else length[lane])
-            best = max(best, length[lane])
+    for steps in emitted(windows):
+        length = 0
+        for _, _, valid, resets in steps:
+            length = (0 if resets else length) + valid
+            best = max(best, length)
     return best
 
 

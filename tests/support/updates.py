@@ -15,16 +15,33 @@ def make_stream(lengths, *, lanes, window, **options):
 
 
 def engine_updates(model, source, k1, k2, step=None, **options):
-    tbptt = ss.TBPTT(model, squared_error, k1=k1, k2=k2, inputs="x", **options)
+    options = {"inputs": "x", **options}
+    return collect(model, ss.TBPTT(model, squared_error, k1=k1, k2=k2, **options).updates(source), step)
+
+
+def collect(model, updates, step=None):
+    """The loss, count and gradients of each update; `step()` changes the parameters in between."""
     results = []
     model.zero_grad()
-    for update in tbptt.updates(source):
+    for update in updates:
         grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
         results.append((float(update.loss), update.num_timesteps, grads))
         if step is not None:
             step()
         model.zero_grad()
     return results
+
+
+def resumed(model, stream, k1, k2, after, **options):
+    """The updates after the first `after` ones, of an engine and a stream that were stopped there."""
+    tbptt = ss.TBPTT(model, squared_error, k1=k1, k2=k2, **options)
+    updates = tbptt.updates(stream())
+    position = [next(updates) for _ in range(after)][-1].token.state_dict()
+    saved, source = tbptt.state_dict(), stream()
+    source.load_state_dict(position)
+    tbptt = ss.TBPTT(model, squared_error, k1=k1, k2=k2, **options)
+    tbptt.load_state_dict(saved)
+    return collect(model, tbptt.updates(source))
 
 
 def sgd(model, lr=0.05):
