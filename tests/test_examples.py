@@ -13,6 +13,7 @@ RUNS = {
     "carry_by_hand.py": ([], "epoch 2: train"),
     "tbptt_in_memory.py": ([], "stopped after 150 and resumed"),
     "exact_bptt.py": (["20000"], "through 20,000 timesteps"),
+    "predict.py": ([], "most surprising: timestep 400 of wave-33"),
     "influence_balancing.py": ([], "updates: the wrong way"),
 }
 
