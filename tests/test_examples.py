@@ -14,6 +14,7 @@ RUNS = {
     "tbptt_in_memory.py": ([], "stopped after 150 and resumed"),
     "exact_bptt.py": (["20000"], "through 20,000 timesteps"),
     "predict.py": ([], "most surprising: timestep 400 of wave-33"),
+    "copy_task.py": (["10"], "K = 20: test perplexity"),
     "influence_balancing.py": ([], "updates: the wrong way"),
 }
 
