@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,17 @@ from streamseq.core.errors import ResumeError
 from streamseq.core.grid import Grid
 from streamseq.core.settings import at_least
 from streamseq.core.tokens import StateToken
+from streamseq.core.truncation import Fixed, Random, Truncation
 from streamseq.data.carry import pack_token, unpack_token
 from streamseq.data.window import Window
 from streamseq.tbptt.gradients import Gradients, check_scaler, parameters_of
-from streamseq.tbptt.history import GridHistory, Moment, Start
+from streamseq.tbptt.history import GridHistory, History, Moment, Start
 from streamseq.tbptt.model import Inputs, StatefulModel
 from streamseq.tbptt.past import KEPT_BYTES, KEPT_BYTES_OF_ALL, Past, longest_sequence, random_access, stream_of
+from streamseq.tbptt.random_history import RandomHistory
 from streamseq.tbptt.ranks import Ranks, ranks_of, unwrapped
 from streamseq.tbptt.replay import Replay
-from streamseq.tbptt.stretches import Segment, cut_stretches, num_steps
+from streamseq.tbptt.stretches import Segment, cut_stretches, num_steps, resets_at
 from streamseq.tbptt.sweep import Course, Sweep
 from streamseq.tbptt.timeline import Timeline
 
@@ -75,6 +78,8 @@ class TBPTT:
         segment: Timesteps whose activations live at once; None: k2, or a window where k2 is n.
         losses: "new": each loss counts in the update to which it is new. "window": every loss since the start of
             back-propagation counts in each update, divided by their number; with k2 of n since each lane's reset.
+        truncation: `ss.truncation.Fixed()`, by k2; `Random(mean)`, without bias, by cuts at random places in each lane
+            instead of k2, which is n then.
         lane_axis: The axis of the state's tensors that counts lanes, an int or a pytree like the state's; None: found.
         resets: What happens where a sequence starts inside a window (tail="pack"): "cut": the window is cut there and
             the states of these lanes begin anew; "model": the model does that itself, by `token.resets` or
@@ -113,6 +118,7 @@ class TBPTT:
         inputs: Inputs = "x",
         segment: int | None = None,
         losses: str = "new",
+        truncation: Truncation | None = None,
         lane_axis: Any = None,
         resets: str = "cut",
         accumulate: int = 1,
@@ -130,7 +136,7 @@ class TBPTT:
                 raise ValueError(f"{name} is one of {', '.join(known)}, got {value!r}")
         self._segment = segment
         self._all_losses = losses == "window"
-        self._resets = resets == "cut"
+        self._cuts_at_resets = resets == "cut"
         self._accumulate = accumulate
         self._scaler = check_scaler(scaler)
         self._wrapped = model
@@ -143,9 +149,27 @@ class TBPTT:
         self._gradients = Gradients(None, self._ranks)
         self._past = Past(None)
         self._timeline = Timeline()
-        self._history = GridHistory(self._grid, to_grid=self._all_losses)
+        self._truncation = Fixed() if truncation is None else truncation
+        self._history: History = self._make_history()
+        # The grid for the windows that there are.
+        self._fitted = self._grid
         self._counts: dict[int, NDArray[np.int64]] = {}
         self._loaded_axes: list[int | None] | None = None
+
+    def _make_history(self) -> History:
+        policy = self._truncation
+        if isinstance(policy, Fixed):
+            return GridHistory(self._grid, to_grid=self._all_losses)
+        if not isinstance(policy, Random):
+            raise TypeError(f"truncation is ss.truncation.Fixed() or Random(mean), got {policy!r}")
+        k1 = self._grid.k1
+        if k1 is None or self._grid.k2 is not None or self._all_losses:
+            raise ValueError(
+                "random truncation has cuts instead of k2, after each of which losses are new once, got "
+                f"k1={k1}, k2={self._grid.k2}, losses={'window' if self._all_losses else 'new'}: pass a number for k1, "
+                'k2=None and losses="new"'
+            )
+        return RandomHistory(policy.with_unit(k1), self._model)
 
     def updates(self, source: Iterable[Window]) -> Iterator[Update]:
         """The updates of an epoch, each with its gradient added to the parameters' `.grad`.
@@ -172,7 +196,9 @@ class TBPTT:
         if first is None:
             return
         grid = self._grid.fit(first.token.window, longest)
-        if grid.k2 is None and access is None and first.token.window is not None:
+        # Random cuts let go of windows sooner or later, and until then they are kept.
+        random = isinstance(self._truncation, Random)
+        if grid.k2 is None and access is None and first.token.window is not None and not random:
             raise ValueError(
                 f"k2=n reads windows again, and a {type(source).__name__} has no random access: pass a StreamDataset, "
                 "a StreamLoader or a list of windows, or a smaller k2"
@@ -218,10 +244,12 @@ class TBPTT:
     def _begin(self, grid: Grid, access: Callable[[int], Window] | None, *, several: bool, clear: bool = True) -> None:
         self._ranks = ranks_of(self._wrapped, several=several, group=self._process_group)
         self._gradients = Gradients(self._parameters, self._ranks, self._accumulate)
-        self._history.grid = grid
+        self._fitted = grid
+        if isinstance(self._history, GridHistory):
+            self._history.grid = grid
         if clear:
             kept_bytes = KEPT_BYTES_OF_ALL if grid.k2 is None else KEPT_BYTES
-            self._past = Past(access, kept_bytes, resets=self._resets)
+            self._past = Past(access, kept_bytes, resets=self._cuts_at_resets)
             self._counts.clear()
 
     def _arrive(self, window: Window, *, first: bool) -> int:
@@ -229,7 +257,7 @@ class TBPTT:
         time = self._timeline.arrive(window)
         anew = bool(window.token.starts_anew.all())
         # With all losses since b, what lies before a reset matters until the next epoch.
-        if not time or (first and anew and not (self._all_losses and self._history.grid.k2 is not None)):
+        if not time or (first and anew and not (self._all_losses and self._fitted.k2 is not None)):
             self._past.clear()
             self._history.clear()
             self._counts.clear()
@@ -294,20 +322,38 @@ class TBPTT:
         return Update(loss=loss, num_timesteps=count, token=self._timeline.token, at_window_end=at_window_end)
 
     def _moment(self, window: Window, offset: int, time: int, stop: int, began: NDArray[np.int64]) -> Moment:
-        token = window.token
+        token, newest = window.token, self._timeline.window
+        assert newest is not None
         if offset:
             began = self._timeline.began_at(token, offset)
+        left = newest.token.step - self._timeline.origin
+        held = newest.lengths.numpy() > stop - left * window.num_steps
         return Moment(
             time=time,
             stop=stop,
             began=began,
             # A lane that stopped inside its sequence holds a state for its next window.
             holding=(window.lengths.numpy() > offset) | ~(token.final | token.idle),
+            goes_on=held | ~(newest.token.final | newest.token.idle),
+            resets=partial(self._resets, time, stop, window.num_steps),
             lane=token.lane,
             epoch=token.epoch,
             # In the as-is split nothing goes on after the window.
             last=token.window is None and stop == window.num_steps,
         )
+
+    def _resets(self, time: int, stop: int, length: int) -> dict[int, NDArray[np.bool_]]:
+        """When sequences start in (time, stop), and in which lanes, bool [B]."""
+        resets = {}
+        for step in range(time // length, -(-stop // length)):
+            window = self._past[self._timeline.origin + step]
+            offsets = [0] if window.token.segments is None else sorted({0, *window.token.segments["offset"].tolist()})
+            for offset in offsets:
+                at = step * length + offset
+                lanes = resets_at(window, offset)
+                if time < at < stop and lanes.any():
+                    resets[at] = lanes
+        return resets
 
     def _num_losses(self, window: Window, moment: Moment) -> int:
         """How many losses an update has, over all lanes and ranks."""
@@ -316,7 +362,7 @@ class TBPTT:
             return int(self._ranks.total(np.array([self._count_since(window, since, moment.stop)]))[0])
         start = moment.time
         if self._all_losses:
-            start = max(0, self._history.grid.start(moment.time))
+            start = max(0, self._fitted.start(moment.time))
         length, origin = window.num_steps, self._timeline.origin
         total = 0
         for step in range(start // length, -(-moment.stop // length)):
@@ -328,7 +374,7 @@ class TBPTT:
 
     def _since(self, moment: Moment) -> NDArray[np.int64] | None:
         """int64 [B], when the losses of each lane begin to count, where that is not the same for all of them."""
-        if not self._all_losses or self._history.grid.k2 is not None:
+        if not self._all_losses or self._fitted.k2 is not None:
             return None
         return np.where(moment.holding, moment.began, moment.time)
 
@@ -347,15 +393,15 @@ class TBPTT:
         start = self._history.start(moment)
         borders = self._borders(window, start, moment.stop)
         new = start.time if self._all_losses else moment.time
-        course = Course(edits=start.edits, keep=start.keep, since=self._since(moment), resets=self._resets)
+        course = Course(edits=start.edits, keep=start.keep, since=self._since(moment), resets=self._cuts_at_resets)
         scale = None if self._scaler is None else self._scaler.scale
         sweep = Sweep(self._model, self._replay, self._past, start.state, course, scale)
-        cut = {"window": window.num_steps, "origin": self._timeline.origin, "borders": borders}
+        cut = partial(cut_stretches, window=window.num_steps, origin=self._timeline.origin, borders=borders)
         done = None
         if number:
             divisor = self._gradients.divisor(number)
-            segment = self._segment or self._history.grid.k2 or window.num_steps
-            *earlier, last = cut_stretches(start.time, new, moment.stop, segment=segment, **cut)
+            segment = self._segment or self._fitted.k2 or window.num_steps
+            *earlier, last = cut(start.time, new, moment.stop, segment=segment)
             for each in earlier:
                 sweep.advance(each)
             done = self._gradients.add(sweep.finish(last, divisor), number)
@@ -363,7 +409,7 @@ class TBPTT:
             # Take the state on where there is no loss.
             stop = max(start.keep, default=start.time)
             if stop > start.time:
-                sweep.carry_on(cut_stretches(start.time, moment.time, stop, segment=window.num_steps, **cut))
+                sweep.carry_on(cut(start.time, moment.time, stop, segment=window.num_steps))
         needed = self._history.learn(moment, sweep.kept, lambda state: self._model.lane_axes(window, state))
         oldest = self._timeline.origin + needed // window.num_steps
         self._past.forget_before(oldest)
@@ -393,7 +439,7 @@ class TBPTT:
             time = self._arrive(window, first=sweep is None)
             if sweep is None:
                 scale = None if self._scaler is None else self._scaler.scale
-                course = Course(resets=self._resets)
+                course = Course(resets=self._cuts_at_resets)
                 sweep = Sweep(self._model, self._replay, self._past, None, course, scale)
                 pending, begin, valid, cohorts = [], time, 0, cohorts + 1
             else:
@@ -442,11 +488,12 @@ class TBPTT:
             **self._settings(),
             "token": pack_token(self._timeline.token),
             "began": torch.from_numpy(self._timeline.began.copy()),
-            "history": self._history.state_dict(self._lane_axes_of),
+            "history": self._history.state_dict(self._lane_axes_of, len(self._timeline.began)),
         }
 
     def _settings(self) -> dict[str, Any]:
-        return {"k1": self._grid.k1, "k2": self._grid.k2, "losses": "window" if self._all_losses else "new"}
+        losses = "window" if self._all_losses else "new"
+        return {"k1": self._grid.k1, "k2": self._grid.k2, "losses": losses, "truncation": repr(self._truncation)}
 
     def _lane_axes_of(self, state: Any) -> list[int | None] | None:
         """The lane axis of each leaf of a state, None where they cannot be told."""
@@ -465,7 +512,7 @@ class TBPTT:
         """Go on from what `state_dict` returned; load the stream's position with it.
 
         Raises:
-            ResumeError: It is something else, or of another k1, k2 or losses.
+            ResumeError: It is something else, or of another k1, k2, losses or truncation.
         """
         names = {"token", "began", "history", *self._settings()}
         if not isinstance(state, Mapping) or set(state) != names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from streamseq.data import state as states
 from streamseq.tbptt.sweep import Edit
 
 Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+# Gives the lane axis of each leaf of a state.
+Axes = Callable[[Any], list[int | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,8 @@ class Moment:
         time, stop: The times `[time, stop)` are new.
         began: int64 [B], the time at which what each lane holds at `time` began, its latest reset.
         holding: bool [B], lanes that hold something from `time` on, or hold a state for later.
+        goes_on: bool [B], lanes whose sequence goes on after `stop`.
+        resets: Gives the times in (time, stop) at which sequences start, and in which lanes, bool [B].
         lane: int64 [B], global lane numbers.
         epoch: The epoch.
         last: Whether nothing goes on after it.
@@ -33,7 +38,9 @@ class Moment:
     time: int
     stop: int
     began: Int64
-    holding: NDArray[np.bool_]
+    holding: Bool
+    goes_on: Bool
+    resets: Callable[[], dict[int, Bool]]
     lane: Int64
     epoch: int
     last: bool = False
@@ -69,7 +76,7 @@ class History(ABC):
         """Where back-propagation of an update starts."""
 
     @abstractmethod
-    def learn(self, moment: Moment, kept: Mapping[int, Any], axes: Any) -> int:
+    def learn(self, moment: Moment, kept: Mapping[int, Any], axes: Axes) -> int:
         """Take in the states that were asked for.
 
         Args:
@@ -86,8 +93,8 @@ class History(ABC):
         """Forget: every lane starts anew."""
 
     @abstractmethod
-    def state_dict(self, axes: Any) -> dict[str, Any]:
-        """What is kept, as tensors and plain values."""
+    def state_dict(self, axes: Callable[[Any], Any], lanes: int) -> dict[str, Any]:
+        """What is kept of so many lanes, as tensors and plain values."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -108,7 +115,6 @@ class GridHistory(History):
         self._to_grid = to_grid
         self._reach = reach
         self._kept: dict[int, Any] = {}
-        self._axes: dict[int, Any] = {}
 
     def start(self, moment: Moment) -> Start:
         """See `History`."""
@@ -134,7 +140,7 @@ class GridHistory(History):
         first = Grid(k1=self.grid.k1, k2=self._reach).start(moment.stop)
         return list(range(max(first, 0), moment.stop + 1, self.grid.k1))
 
-    def learn(self, moment: Moment, kept: Mapping[int, Any], axes: Any) -> int:
+    def learn(self, moment: Moment, kept: Mapping[int, Any], axes: Axes) -> int:
         """See `History`."""
         if self.grid.k2 is None and self._reach is None:
             return moment.reset
@@ -146,7 +152,7 @@ class GridHistory(History):
         """See `History`."""
         self._kept.clear()
 
-    def state_dict(self, axes: Any) -> dict[str, Any]:
+    def state_dict(self, axes: Callable[[Any], Any], lanes: int) -> dict[str, Any]:
         """See `History`."""
         return {"kept": [{"time": time, "state": states.pack(each, axes(each))} for time, each in self._kept.items()]}
 

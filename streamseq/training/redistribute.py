@@ -15,7 +15,7 @@ from streamseq.data import state as states
 from streamseq.training.checkpoint import TakesState, load_checkpoint, read_checkpoint
 
 _CARRY = frozenset(["token", "state"])
-_ENGINE = frozenset(["k1", "k2", "losses", "token", "began", "history"])
+_ENGINE = frozenset(["k1", "k2", "losses", "truncation", "token", "began", "history"])
 _PER_LANE = ("sequence", "start", "stop", "reset", "final", "lane")
 _POSITION = frozenset(["fingerprint", "version", "epoch", "step", "window"])
 
@@ -66,7 +66,7 @@ def redistribute(
             "each rank's Carry, returned"
         )
     tokens = [part["token"] for part in parts]
-    for name in ("k1", "k2", "losses") if names == {_ENGINE} else ():
+    for name in ("k1", "k2", "losses", "truncation") if names == {_ENGINE} else ():
         _common(name, [part[name] for part in parts])
     _common("started", [token is not None for token in tokens])
     if tokens[0] is None:
@@ -82,7 +82,13 @@ def redistribute(
     }
     if names == {_CARRY}:
         return new | {"state": deal.states([part["state"] for part in parts])}
-    return new | {"began": deal.tensors([part["began"] for part in parts]), "history": {"kept": _kept(parts, deal)}}
+    history = {
+        name: deal.tensors([part["history"][name] for part in parts]) for name in parts[0]["history"].keys() - {"kept"}
+    }
+    return new | {
+        "began": deal.tensors([part["began"] for part in parts]),
+        "history": {**history, "kept": _kept(parts, deal)},
+    }
 
 
 def _common(name: str, values: Sequence[Any]) -> None:
