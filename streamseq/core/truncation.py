@@ -120,7 +120,7 @@ class Random:
         key = np.array([self.seed, epoch], np.uint64)
         counter = np.array([first, index, 0, 0], np.uint64)
         words = np.random.Philox(key=key, counter=counter).random_raw(int(numbers.max()) + 1 - 4 * first)
-        return (words[numbers - 4 * first] >> np.uint64(11)) * 2.0**-53
+        return np.asarray(words[numbers - 4 * first] >> np.uint64(11), np.float64) * 2.0**-53
 
     def cuts(self, epoch: int, lanes: ArrayLike, index: int, age: ArrayLike) -> tuple[NDArray[np.bool_], Float64]:
         """Which lanes are cut at a place, and by what the backward signal across it is multiplied.
@@ -263,7 +263,7 @@ def excess(phi: Sequence[float] | Float64, beta: float, *, tau: int | None = Non
     if beta >= 1:
         return np.full(len(values), np.inf)
     tail = values[begin] / (1 - beta)
-    lost = tail * np.power(float(beta), np.maximum(np.arange(len(values)) - begin, 0))
+    lost: Float64 = tail * np.power(float(beta), np.maximum(np.arange(len(values)) - begin, 0))
     measured = np.cumsum(values[begin::-1])[::-1]
     lost[:begin] += measured[:begin]
     return lost
