@@ -141,9 +141,9 @@ class Runs:
         low, high = borders[:-1][there], borders[1:][there] - 1
 
         def spread(values: NDArray[Any], elsewhere: int) -> NDArray[Any]:
-            spread = np.full(len(there), elsewhere, values.dtype)
-            spread[there] = values
-            return spread.reshape(shape)
+            cells = np.full(len(there), elsewhere, values.dtype)
+            cells[there] = values
+            return cells.reshape(shape)
 
         return Cells(
             sequence=spread(segments["sequence"][low], -1),

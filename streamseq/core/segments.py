@@ -67,7 +67,7 @@ def segments_at(segments: Segments, lanes: int, offset: int) -> Int64:
 def cut_segments(segments: Segments, start: int, stop: int) -> Segments:
     """What of segments lies in the timesteps `[start, stop)` of the window, with offsets from `start` on."""
     ends = segments["offset"] + segments["stop"] - segments["start"]
-    part = segments[(segments["offset"] < stop) & (ends > start)]
+    part: Segments = segments[(segments["offset"] < stop) & (ends > start)]
     before = np.maximum(start - part["offset"], 0)
     after = np.maximum(part["offset"] + part["stop"] - part["start"] - stop, 0)
     part["start"] += before
