@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamseq.core.errors import ResumeError
@@ -17,6 +17,8 @@ from streamseq.core.selection import select_all, select_spans
 from streamseq.core.settings import PlanSettings
 from streamseq.core.splits import AsIs
 from streamseq.core.tokens import StateToken
+
+slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NAMES = ("sequence", "start", "stop", "reset", "final")
 
@@ -106,6 +108,7 @@ def assert_holds(token, lanes):
     assert token.cu_seqlens.tolist() == sorted(borders)
 
 
+@slow
 @given(packed())
 def test_lanes_are_their_pieces_end_to_end_cut_into_windows(plan):
     lanes, window = lanes_of(plan), plan.settings.window
@@ -121,6 +124,7 @@ def test_lanes_are_their_pieces_end_to_end_cut_into_windows(plan):
                 assert [getattr(token, name)[lane] for name in NAMES] == [-1, 0, 0, False, False]
 
 
+@slow
 @given(packed())
 def test_only_the_last_window_of_a_lane_has_padding(plan):
     lanes, window = lanes_of(plan), plan.settings.window
@@ -133,6 +137,7 @@ def test_only_the_last_window_of_a_lane_has_padding(plan):
     assert found.idle_lane_windows == found.lane_windows - used
 
 
+@slow
 @given(packed())
 def test_any_lanes_and_steps_are_found_alone(plan):
     whole = plan.cells(0, plan.num_windows, 0, plan.settings.lanes)
@@ -148,6 +153,7 @@ def test_any_lanes_and_steps_are_found_alone(plan):
     assert len(whole.segments) == whole.borders[-1]
 
 
+@slow
 @given(packed())
 def test_each_window_follows_the_one_before_and_no_other(plan):
     tokens = [token_of(plan, step) for step in range(plan.num_windows)]
@@ -172,6 +178,7 @@ def test_a_window_goes_on_in_the_last_sequence_of_the_window_before():
         plan.step_after(first.cut(0, 4))
 
 
+@slow
 @given(packed(), st.data())
 def test_a_token_can_be_cut_anywhere(plan, data):
     lanes, window = lanes_of(plan), plan.settings.window
@@ -196,6 +203,7 @@ def test_a_token_can_be_cut_anywhere(plan, data):
     assert token.cut(0, window) == token
 
 
+@slow
 @given(packed(), st.data())
 def test_windows_of_another_length_go_on_where_each_lane_stopped(plan, data):
     lanes = lanes_of(plan)
@@ -220,6 +228,7 @@ def test_windows_of_another_length_go_on_where_each_lane_stopped(plan, data):
     assert emitted == [[each[:3] for each in steps] for steps in lanes]
 
 
+@slow
 @given(packed(), st.data())
 def test_tokens_and_segments_survive_being_saved(plan, data):
     token = token_of(plan, data.draw(st.integers(0, plan.num_windows - 1)))
