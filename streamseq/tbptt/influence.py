@@ -136,14 +136,16 @@ def measure_influence(
     sums = _Sums(most // stride)
     replay = Replay(model)
     moment = replay.moment()
-    with torch.enable_grad(), replay.without_effect():
-        graph = _Graph(StatefulModel(model, loss, inputs, lane_axis), state)
-        chosen = _choose_ends(units, sums.num_lags, ends)
-        for number, unit in enumerate(units):
-            graph.run(unit, with_loss=number in chosen)
-        for end in chosen:
-            graph.back_propagate(end, sums)
-    replay.set_noise(moment)
+    try:
+        with torch.enable_grad(), replay.without_effect():
+            graph = _Graph(StatefulModel(model, loss, inputs, lane_axis), state)
+            chosen = _choose_ends(units, sums.num_lags, ends)
+            for number, unit in enumerate(units):
+                graph.run(unit, with_loss=number in chosen)
+            for end in chosen:
+                graph.back_propagate(end, sums)
+    finally:
+        replay.set_noise(moment)
     return sums.influence(stride, total, tau)
 
 

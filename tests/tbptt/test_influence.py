@@ -1,5 +1,8 @@
 """Influence: what is measured is ‖∂L_s/∂s_{s-k}‖, lane by lane, and nothing of it is left behind."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +119,20 @@ def test_a_probe_goes_on_from_a_state():
     assert later.phi == pytest.approx(whole.phi, rel=1e-9)
 
 
+def test_sequences_that_start_inside_a_window_are_kept_apart():
+    model = models.make("lstm")
+    rng = np.random.default_rng(1)
+    arrays = {f"{n}": {"x": rng.standard_normal((n, 2)), "y": rng.standard_normal(n)} for n in (13, 27)}
+    packed = ss.StreamDataset(ss.from_arrays(arrays), lanes=1, window=8, tail="pack")
+    together = measure_influence(model, models.squared_error, packed, lags=40, ends=1)
+    alone = ss.StreamDataset(ss.from_arrays({"27": arrays["27"]}), lanes=1, window=27)
+    wanted = measure_influence(model, models.squared_error, alone, lags=27, ends=1)
+    assert len(wanted.lags) == 26  # the state before the first timestep is the initial one
+    assert together.phi == pytest.approx(wanted.phi, rel=1e-9)
+    with pytest.raises(ValueError, match="where sequences begin or stop inside them, got 4 for 5, 8"):
+        measure_influence(model, models.squared_error, packed, stride=4)
+
+
 def test_the_bounds_are_those_of_the_mathematics():
     measured = measure_influence(
         models.make("lstm"), models.squared_error, make_windows(lengths=(80,), lanes=1), tau=10
@@ -225,3 +242,11 @@ def test_probes_without_anything_to_measure_are_refused():
     windows = make_windows(lengths=(64,), lanes=1)
     with pytest.raises(ss.ContinuityError):
         measure_influence(model, models.squared_error, [windows[0], windows[2]])
+
+
+def test_the_page_s_code_runs():
+    page = (Path(__file__).parents[2] / "docs/truncation.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(block, "truncation.md", "exec"), names)
+    assert names["bias"].relative < 0.1
