@@ -16,7 +16,6 @@ from streamseq.tbptt.influence import measure_influence
 from streamseq.training import load_model, next_byte_loss, save_checkpoint, train
 from streamseq.training.advise import _choose, advise
 
-
 # Of the ids below, by a hash of seed and id.
 HELD_OUT = ["doc-1", "doc-6"]
 
