@@ -18,11 +18,13 @@ from streamseq.core.errors import ResumeError
 from streamseq.core.grid import Grid
 from streamseq.core.settings import at_least
 from streamseq.core.tokens import StateToken
-from streamseq.core.truncation import Fixed, Random, Truncation
+from streamseq.core.truncation import Adaptive, Fixed, Random, Truncation
 from streamseq.data.carry import pack_token, unpack_token
 from streamseq.data.window import Window
+from streamseq.tbptt.adaptive import AdaptiveHistory
 from streamseq.tbptt.gradients import Gradients, check_scaler, parameters_of
 from streamseq.tbptt.history import GridHistory, History, Moment, Start
+from streamseq.tbptt.influence import Influence, measure_influence
 from streamseq.tbptt.model import Inputs, StatefulModel
 from streamseq.tbptt.past import KEPT_BYTES, KEPT_BYTES_OF_ALL, Past, longest_sequence, random_access, stream_of
 from streamseq.tbptt.random_history import RandomHistory
@@ -45,12 +47,14 @@ class Update:
         num_timesteps: How many those are, over all lanes and ranks.
         token: Of the window that the update ends in.
         at_window_end: Whether nothing of that window is left for another update: the time to save a checkpoint.
+        k2: Timesteps that back-propagation reached at most; None: n, or as random cuts have it.
     """
 
     loss: Tensor
     num_timesteps: int
     token: StateToken
     at_window_end: bool
+    k2: int | None
 
 
 class TBPTT:
@@ -79,7 +83,8 @@ class TBPTT:
         losses: "new": each loss counts in the update to which it is new. "window": every loss since the start of
             back-propagation counts in each update, divided by their number; with k2 of n since each lane's reset.
         truncation: `ss.truncation.Fixed()`, by k2; `Random(mean)`, without bias, by cuts at random places in each lane
-            instead of k2, which is n then.
+            instead of k2, which is n then; `Adaptive(bias)`, by the smallest multiple of k1, up to k2, with which the
+            estimated bias is below a wish. What it measures is in `influence` and in the log "streamseq.tbptt".
         lane_axis: The axis of the state's tensors that counts lanes, an int or a pytree like the state's; None: found.
         resets: What happens where a sequence starts inside a window (tail="pack"): "cut": the window is cut there and
             the states of these lanes begin anew; "model": the model does that itself, by `token.resets` or
@@ -143,6 +148,7 @@ class TBPTT:
         self._process_group = process_group
         inner = unwrapped(model)
         self._parameters = parameters_of(inner, parameters)
+        self._parts = (inner, loss, inputs, lane_axis)
         self._model = StatefulModel(inner, loss, inputs, lane_axis, autocast)
         self._replay = Replay(inner)
         self._ranks = Ranks()
@@ -153,6 +159,8 @@ class TBPTT:
         self._history: History = self._make_history()
         # The grid for the windows that there are.
         self._fitted = self._grid
+        # The k2 of the update that was made last.
+        self._reached: int | None = None
         self._counts: dict[int, NDArray[np.int64]] = {}
         self._loaded_axes: list[int | None] | None = None
 
@@ -160,9 +168,16 @@ class TBPTT:
         policy = self._truncation
         if isinstance(policy, Fixed):
             return GridHistory(self._grid, to_grid=self._all_losses)
-        if not isinstance(policy, Random):
-            raise TypeError(f"truncation is ss.truncation.Fixed() or Random(mean), got {policy!r}")
         k1 = self._grid.k1
+        if isinstance(policy, Adaptive):
+            if k1 is None or self._all_losses:
+                raise ValueError(
+                    f"adaptive truncation chooses k2 for updates of k1 timesteps whose losses are new, got k1={k1}, "
+                    f'losses={"window" if self._all_losses else "new"}: pass a number for k1, and losses="new"'
+                )
+            return AdaptiveHistory(policy, self._grid, self._measure)
+        if not isinstance(policy, Random):
+            raise TypeError(f"truncation is ss.truncation.Fixed(), Random(mean) or Adaptive(bias), got {policy!r}")
         if k1 is None or self._grid.k2 is not None or self._all_losses:
             raise ValueError(
                 "random truncation has cuts instead of k2, after each of which losses are new once, got "
@@ -170,6 +185,18 @@ class TBPTT:
                 'k2=None and losses="new"'
             )
         return RandomHistory(policy.with_unit(k1), self._model)
+
+    def _measure(self, probe: list[Window], state: Any, stride: int, lags: int) -> Influence:
+        tau = self._truncation.tau if isinstance(self._truncation, Adaptive) else None
+        model, loss, inputs, lane_axis = self._parts
+        return measure_influence(
+            model, loss, probe, inputs=inputs, state=state, stride=stride, lags=lags, tau=tau, lane_axis=lane_axis
+        )
+
+    @property
+    def influence(self) -> Influence | None:
+        """What adaptive truncation measured last; None: nothing yet."""
+        return self._history.influence if isinstance(self._history, AdaptiveHistory) else None
 
     def updates(self, source: Iterable[Window]) -> Iterator[Update]:
         """The updates of an epoch, each with its gradient added to the parameters' `.grad`.
@@ -195,10 +222,10 @@ class TBPTT:
         first = next(windows, None)
         if first is None:
             return
-        grid = self._grid.fit(first.token.window, longest)
+        grid = self._fit(first.token.window, longest)
         # Random cuts let go of windows sooner or later, and until then they are kept.
-        random = isinstance(self._truncation, Random)
-        if grid.k2 is None and access is None and first.token.window is not None and not random:
+        fixed = isinstance(self._truncation, Fixed)
+        if fixed and grid.k2 is None and access is None and first.token.window is not None:
             raise ValueError(
                 f"k2=n reads windows again, and a {type(source).__name__} has no random access: pass a StreamDataset, "
                 "a StreamLoader or a list of windows, or a smaller k2"
@@ -245,19 +272,29 @@ class TBPTT:
         self._ranks = ranks_of(self._wrapped, several=several, group=self._process_group)
         self._gradients = Gradients(self._parameters, self._ranks, self._accumulate)
         self._fitted = grid
-        if isinstance(self._history, GridHistory):
+        if isinstance(self._history, AdaptiveHistory):
+            self._history.fit(grid)
+        elif isinstance(self._history, GridHistory):
             self._history.grid = grid
         if clear:
             kept_bytes = KEPT_BYTES_OF_ALL if grid.k2 is None else KEPT_BYTES
             self._past = Past(access, kept_bytes, resets=self._cuts_at_resets)
             self._counts.clear()
 
+    def _fit(self, window: int | None, longest: int | None) -> Grid:
+        """The grid for windows and sequences of given lengths."""
+        if not isinstance(self._truncation, Adaptive):
+            return self._grid.fit(window, longest)
+        # The largest k2 is a number, also where it is n.
+        k1 = self._grid.fit(window, longest).k1
+        numbers = [number for number in (self._grid.k2, longest) if number is not None]
+        return Grid(k1=k1, k2=None if not numbers else max(min(numbers), k1 or 1))
+
     def _arrive(self, window: Window, *, first: bool) -> int:
         """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
         time = self._timeline.arrive(window)
         anew = bool(window.token.starts_anew.all())
-        # With all losses since b, what lies before a reset matters until the next epoch.
-        if not time or (first and anew and not (self._all_losses and self._fitted.k2 is not None)):
+        if not time or (first and anew and not self._history.looks_past_resets):
             self._past.clear()
             self._history.clear()
             self._counts.clear()
@@ -319,7 +356,9 @@ class TBPTT:
     def _update(self, done: tuple[Tensor, int], *, at_window_end: bool) -> Update:
         loss, count = done
         assert self._timeline.token is not None
-        return Update(loss=loss, num_timesteps=count, token=self._timeline.token, at_window_end=at_window_end)
+        return Update(
+            loss=loss, num_timesteps=count, token=self._timeline.token, at_window_end=at_window_end, k2=self._reached
+        )
 
     def _moment(self, window: Window, offset: int, time: int, stop: int, began: NDArray[np.int64]) -> Moment:
         token, newest = window.token, self._timeline.window
@@ -391,6 +430,7 @@ class TBPTT:
     def _make(self, window: Window, moment: Moment, number: int) -> tuple[Tensor, int] | None:
         """Make an update of `number` losses; its mean loss and number of timesteps, where it is a whole one."""
         start = self._history.start(moment)
+        self._reached = self._history.grid.k2 if isinstance(self._history, GridHistory) else None
         borders = self._borders(window, start, moment.stop)
         new = start.time if self._all_losses else moment.time
         course = Course(edits=start.edits, keep=start.keep, since=self._since(moment), resets=self._cuts_at_resets)
@@ -400,7 +440,7 @@ class TBPTT:
         done = None
         if number:
             divisor = self._gradients.divisor(number)
-            segment = self._segment or self._fitted.k2 or window.num_steps
+            segment = self._segment or self._reached or max(window.num_steps, moment.stop - moment.time)
             *earlier, last = cut(start.time, new, moment.stop, segment=segment)
             for each in earlier:
                 sweep.advance(each)
@@ -411,6 +451,8 @@ class TBPTT:
             if stop > start.time:
                 sweep.carry_on(cut(start.time, moment.time, stop, segment=window.num_steps))
         needed = self._history.learn(moment, sweep.kept, lambda state: self._model.lane_axes(window, state))
+        if number and isinstance(self._history, AdaptiveHistory) and self._history.due(moment):
+            self._history.adapt(moment, self._past, self._timeline.origin, window.num_steps, self._ranks)
         oldest = self._timeline.origin + needed // window.num_steps
         self._past.forget_before(oldest)
         for step in [step for step in self._counts if step < oldest]:

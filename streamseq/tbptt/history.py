@@ -71,6 +71,9 @@ class Start:
 class History(ABC):
     """Says where back-propagation starts, and keeps the states that it may start from."""
 
+    #: Whether what lies before a reset of all lanes may matter after it.
+    looks_past_resets = False
+
     @abstractmethod
     def start(self, moment: Moment) -> Start:
         """Where back-propagation of an update starts."""
@@ -107,14 +110,19 @@ class GridHistory(History):
     Args:
         grid: Of the updates.
         to_grid: Whether what a lane held before its reset matters too: losses count from where the grid says.
-        reach: The k2 that the grid may get later; None: it does not change.
     """
 
-    def __init__(self, grid: Grid, *, to_grid: bool = False, reach: int | None = None) -> None:
+    def __init__(self, grid: Grid, *, to_grid: bool = False) -> None:
         self.grid = grid
         self._to_grid = to_grid
-        self._reach = reach
+        # How far back states are kept, where k2 may change; None: only that from which the next update starts.
+        self._reach: int | None = None
         self._kept: dict[int, Any] = {}
+
+    @property
+    def looks_past_resets(self) -> bool:  # type: ignore[override]
+        """See `History`."""
+        return self._reach is not None or (self._to_grid and self.grid.k2 is not None)
 
     def start(self, moment: Moment) -> Start:
         """See `History`."""

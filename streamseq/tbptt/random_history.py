@@ -140,12 +140,12 @@ class _Weigh(torch.autograd.Function):
     """The identity; backward, multiplies by a weight."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, value: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, value: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
         # Where a lane is cut nothing passes, whatever comes.
         return torch.where(weight == 0, gradient.new_zeros(()), gradient * weight), None
@@ -161,5 +161,5 @@ def _weigh(state: Any, weight: Float64, axes: list[int | None]) -> Any:
         shape = [1] * leaf.ndim
         shape[axis] = -1
         real = leaf.real.dtype if leaf.is_complex() else leaf.dtype
-        weighed.append(_Weigh.apply(leaf, torch.from_numpy(weight).to(leaf.device, real).view(shape)))
+        weighed.append(_Weigh.apply(leaf, torch.from_numpy(weight).to(leaf.device, real).view(shape)))  # type: ignore[no-untyped-call]
     return pytree.tree_unflatten(weighed, spec)

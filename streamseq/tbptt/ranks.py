@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+Number = TypeVar("Number", np.int64, np.float64)
 
 # Gradients are reduced in pieces of about so many bytes, which are copied together.
 BUCKET_BYTES = 64 << 20
@@ -29,14 +31,14 @@ class Ranks:
         self._device = device or torch.device("cpu")
         self.alone = group is None or torch.distributed.get_world_size(group) == 1
 
-    def total(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The sum over all ranks of int64 numbers [N]."""
+    def total(self, numbers: NDArray[Number]) -> NDArray[Number]:
+        """The sum over all ranks of numbers, in an array of the same shape on each."""
         if self.alone:
-            return counts
+            return numbers
         # On the device of the collectives, and not changed in place: it may be a view of somebody else's.
-        tensor = torch.from_numpy(counts.copy()).to(self._device)
+        tensor = torch.from_numpy(numbers.copy()).to(self._device)
         torch.distributed.all_reduce(tensor, group=self._group)
-        summed: NDArray[np.int64] = tensor.cpu().numpy()
+        summed: NDArray[Number] = tensor.cpu().numpy()
         return summed
 
     def everywhere(self, here: bool) -> bool:
@@ -67,8 +69,10 @@ class Ranks:
         for bucket in _buckets([parameter.grad for parameter in reduced if parameter.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             torch.distributed.all_reduce(flat, group=self._group)
-            for gradient, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            at = 0
+            for gradient in bucket:
+                gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
+                at += gradient.numel()
         return total.to(loss.device, loss.dtype)
 
 

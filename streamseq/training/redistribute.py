@@ -82,13 +82,18 @@ def redistribute(
     }
     if names == {_CARRY}:
         return new | {"state": deal.states([part["state"] for part in parts])}
-    history = {
-        name: deal.tensors([part["history"][name] for part in parts]) for name in parts[0]["history"].keys() - {"kept"}
-    }
-    return new | {
-        "began": deal.tensors([part["began"] for part in parts]),
-        "history": {**history, "kept": _kept(parts, deal)},
-    }
+    history = {name: _history(name, [part["history"][name] for part in parts], deal) for name in parts[0]["history"]}
+    history["kept"] = _kept(parts, deal)
+    return new | {"began": deal.tensors([part["began"] for part in parts]), "history": history}
+
+
+def _history(name: str, values: Sequence[Any], deal: _Deal) -> Any:
+    """What the engines keep beside states: by lane, or the same on all ranks."""
+    if isinstance(values[0], Tensor):
+        return deal.tensors(values)
+    if name != "kept":
+        _common(name, values)
+    return values[0]
 
 
 def _common(name: str, values: Sequence[Any]) -> None:

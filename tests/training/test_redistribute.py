@@ -408,7 +408,7 @@ def test_states_of_other_engines_and_other_models_are_refused(engines, carries):
             r"shapes \[\(1, 3, 3\), \(1, 2, 2\), \(1, 2, 3\)\]",
         ),
         (changed(engines, 1, "history", "kept", 0, "state", "leaves", to=single), "torch.float64 and another one"),
-        ([*engines[:2], carries[2]], "one kind, got began, history, k1, k2, losses, token and state, token"),
+        ([*engines[:2], carries[2]], "one kind, got began, history, k1, k2, losses, token, truncation and state, token"),
         ([{"token": None}], "one kind, got token"),
         ([3], "one kind, got int"),
     ):
