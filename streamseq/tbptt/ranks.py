@@ -73,7 +73,9 @@ class Ranks:
             for gradient in bucket:
                 gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
                 at += gradient.numel()
-        return total.to(loss.device, loss.dtype)
+        # A rank without a loss has a zero of no dtype in particular.
+        dtype = torch.promote_types(loss.dtype, parameters[0].dtype) if parameters else loss.dtype
+        return total.to(loss.device, dtype)
 
 
 def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -71,14 +71,18 @@ def redistribute(
     _common("started", [token is not None for token in tokens])
     if tokens[0] is None:
         return dict(parts[0])
-    for name in [name for name in tokens[0] if name not in _PER_LANE]:
+    for name in [name for name in tokens[0] if name not in (*_PER_LANE, "segments")]:
         _common(name, [token.get(name) for token in tokens])
     order = _order(torch.cat([token["lane"].cpu() for token in tokens]), lanes)
     start, stop = lanes_of_rank(len(order), rank, world_size)
     deal = _Deal(chosen=order[start:stop], lanes=[len(token["lane"]) for token in tokens], lane_axis=lane_axis)
     new: dict[str, Any] = {
         **parts[0],
-        "token": {**tokens[0], **{name: deal.tensors([token[name] for token in tokens]) for name in _PER_LANE}},
+        "token": {
+            **tokens[0],
+            **{name: deal.tensors([token[name] for token in tokens]) for name in _PER_LANE},
+            "segments": deal.segments([token["segments"] for token in tokens]),
+        },
     }
     if names == {_CARRY}:
         return new | {"state": deal.states([part["state"] for part in parts])}
@@ -140,6 +144,22 @@ class _Deal:
         """The rank's lanes of a tensor that each old rank has a part of."""
         device = values[0].device
         return torch.cat([value.to(device) for value in values], axis).index_select(axis, self._chosen.to(device))
+
+    def segments(self, tables: Sequence[Tensor | None]) -> Tensor | None:
+        """The rank's rows of tables of segments, int64 [S, 6], whose first column counts the lanes of a rank."""
+        if any(table is None for table in tables):
+            _common("segments", [table is not None for table in tables])
+            return None
+        first = [sum(self._lanes[:rank]) for rank in range(len(tables))]
+        moved = []
+        for table, shift in zip(tables, first, strict=True):
+            assert table is not None
+            moved.append(torch.cat([table[:, :1] + shift, table[:, 1:]], 1).cpu())
+        rows = torch.cat(moved)
+        places = [rows[rows[:, 0] == lane] for lane in self._chosen.tolist()]
+        for place, part in enumerate(places):
+            part[:, 0] = place
+        return torch.cat(places) if places else rows[:0]
 
     def states(self, packed: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
         """The rank's lanes of a packed state; an old rank without one has lanes that reset before it is looked at.

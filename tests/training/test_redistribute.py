@@ -132,8 +132,8 @@ class ByHand(Ranks):
 
 
 class ByEngine(Ranks):
-    def __init__(self, model, lengths, world_size, *, k1, k2, **options):
-        self.engine = {"k1": k1, "k2": k2}
+    def __init__(self, model, lengths, world_size, *, k1, k2, truncation=None, **options):
+        self.engine = {"k1": k1, "k2": k2, "truncation": truncation}
         super().__init__(model, lengths, world_size, **options)
 
     def start(self, world_size):
@@ -201,6 +201,26 @@ def test_states_of_any_structure_follow_their_lanes(kind, old, new):
         return ByEngine(kind().double(), RAGGED, old, k1=4, k2=8)
 
     assert losses(run(), 6, new) == pytest.approx(losses(run(), 6), rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["engine", "random"])
+@pytest.mark.parametrize(("old", "new"), CHANGES)
+def test_packed_windows_go_on_where_every_lane_stopped(old, new, kind):
+    engine = {"k1": 4, "k2": 8}
+    if kind == "random":
+        engine = {"k1": 4, "k2": None, "truncation": ss.truncation.Random(9)}
+
+    def run(world_size):
+        return ByEngine(make("learned"), RAGGED, world_size, tail="pack", **engine)
+
+    changed, there = run(old), run(new)
+    wanted = losses(run(old), 5)
+    found = losses(changed, 5, after=0)
+    losses(there, 5, after=0)
+    changed.change(new)
+    for one, other in zip(changed.states(), there.states(), strict=True):
+        assert torch.equal(one["token"]["segments"], other["token"]["segments"])
+    assert [*found, *losses(changed, 20, after=0)] == pytest.approx(wanted, rel=0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("old", "new"), CHANGES)
@@ -408,7 +428,10 @@ def test_states_of_other_engines_and_other_models_are_refused(engines, carries):
             r"shapes \[\(1, 3, 3\), \(1, 2, 2\), \(1, 2, 3\)\]",
         ),
         (changed(engines, 1, "history", "kept", 0, "state", "leaves", to=single), "torch.float64 and another one"),
-        ([*engines[:2], carries[2]], "one kind, got began, history, k1, k2, losses, token, truncation and state, token"),
+        (
+            [*engines[:2], carries[2]],
+            "one kind, got began, history, k1, k2, losses, token, truncation and state, token",
+        ),
         ([{"token": None}], "one kind, got token"),
         ([3], "one kind, got int"),
     ):
