@@ -110,6 +110,7 @@ def predict(
     segment: int | None = None,
     spill_threshold: int = SPILL_BYTES,
     reads_again: bool = True,
+    every_loss: bool = False,
 ) -> Memory:
     """The memory of the largest update of TBPTT(k1, k2), and its expected time.
 
@@ -120,14 +121,24 @@ def predict(
         n: Timesteps of the longest sequence; where `k1` is None, of the longest cohort (`longest_cohort`). None where
             it is not known.
         window: Timesteps of a window; None: each sequence is one.
-        segment: Timesteps whose activations live at once; None: k2, or a window where k2 is n.
+        segment: Timesteps whose activations live at once; None: k2, or where k2 is n a window, or k1 if that is more.
         spill_threshold: Bytes of boundary states that stay in memory.
         reads_again: Whether the source can read windows again, so that few are kept.
+        every_loss: Whether all losses that an update runs through count, not the new ones alone.
 
     Raises:
         ValueError: `n` is needed and not known, `k1` is None and `k2` is not, or a number is less than 1.
     """
-    update = _Update.of(probe, k1=k1, k2=k2, n=n, window=window, spill=spill_threshold, reads_again=reads_again)
+    update = _Update.of(
+        probe,
+        k1=k1,
+        k2=k2,
+        n=n,
+        window=window,
+        spill=spill_threshold,
+        reads_again=reads_again,
+        every_loss=every_loss,
+    )
     return update.memory(update.default_segment if segment is None else _at_least_1("segment", segment))
 
 
@@ -141,18 +152,28 @@ def choose_segment(
     window: int | None,
     spill_threshold: int = SPILL_BYTES,
     reads_again: bool = True,
+    every_loss: bool = False,
 ) -> int:
     """The segment with which an update is fastest among those that keep it within a budget.
 
     Args:
         probe: Of the model.
         budget_bytes: For activations, workspace, boundary states and inputs together.
-        k1, k2, n, window, spill_threshold, reads_again: See `predict`.
+        k1, k2, n, window, spill_threshold, reads_again, every_loss: See `predict`.
 
     Raises:
         ValueError: No segment keeps within the budget; it names the least that one does. Or as `predict`.
     """
-    update = _Update.of(probe, k1=k1, k2=k2, n=n, window=window, spill=spill_threshold, reads_again=reads_again)
+    update = _Update.of(
+        probe,
+        k1=k1,
+        k2=k2,
+        n=n,
+        window=window,
+        spill=spill_threshold,
+        reads_again=reads_again,
+        every_loss=every_loss,
+    )
     segments = [-(-update.reach // count) for count in _counts(update.reach)]
     totals = []
     for segment in segments:
@@ -214,12 +235,13 @@ class _SegmentBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class _Update:
-    """The largest update: `reach` timesteps, the last `new` of which have losses.
+    """The largest update: `reach` timesteps, the last `new` of which are new to it.
 
     Args:
         probe: What timesteps cost.
         reach: Timesteps that are run.
-        new: Those of them whose loss counts.
+        new: Those of them that no update had before.
+        every_loss: Whether the losses of the others count too.
         keep: After how many of them a state is kept for the next update; None: none is.
         grows: Whether updates of one sequence run through more and more, up to `reach`.
         whole: Whether k2 is n.
@@ -230,6 +252,7 @@ class _Update:
     probe: Probe
     reach: int
     new: int
+    every_loss: bool
     keep: int | None
     grows: bool
     whole: bool
@@ -248,6 +271,7 @@ class _Update:
         window: int | None,
         spill: int,
         reads_again: bool,
+        every_loss: bool,
     ) -> _Update:
         Grid(k1=k1, k2=k2)
         for name, value in (("n", n), ("window", window)):
@@ -274,6 +298,7 @@ class _Update:
             probe=probe,
             reach=reach,
             new=new,
+            every_loss=every_loss,
             keep=keep,
             grows=whole and new < reach,
             whole=whole,
@@ -284,7 +309,9 @@ class _Update:
 
     @property
     def default_segment(self) -> int:
-        return min(self.window if self.whole else self.reach, self.reach)
+        if not self.whole:
+            return self.reach
+        return min(max(self.window, self.new if self.grows else 0), self.reach)
 
     def memory(self, segment: int) -> Memory:
         count = -(-self.reach // segment)
@@ -354,7 +381,7 @@ class _Update:
         borders = {start, stop, -self.new, *(() if self.keep is None else (self.keep - self.reach,))}
         before = most = graph = workspace = 0
         for low, high in pairwise(sorted(border for border in borders if start <= border <= stop)):
-            cost: Cost = self.probe.new if low >= -self.new else self.probe.past
+            cost: Cost = self.probe.new if self.every_loss or low >= -self.new else self.probe.past
             for length, times in self._calls(low, high, after):
                 kept = cost.kept.at(length)
                 most = max(most, before + (times - 1) * kept + cost.held.at(length))
@@ -394,7 +421,7 @@ class _Update:
         return sum(self._seconds(self.new * each, segment) for each in chosen) / (one * len(chosen))
 
     def _seconds(self, reach: int, segment: int) -> float:
-        new, past = self.probe.new, self.probe.past
+        new, past = self.probe.new, self.probe.new if self.every_loss else self.probe.past
         count = -(-reach // segment)
         # All segments but the last are run without a graph first.
         twice = reach * (count - 1) // count

@@ -63,7 +63,8 @@ class _Box:
     """Keeps a tensor for as long as the graph wants it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        # An output knows its operation, which would hold this box: a cycle that nothing frees without a backward pass.
+        self.tensor = tensor.detach()
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its __init_subclass__
