@@ -199,6 +199,9 @@ def predict(
     with job.locked():
         if restart:
             job.discard()
+        begun = job.load()
+        if begun is not None:  # perhaps by another process, since this one looked
+            _check_same(job, begun.settings, settings, finished=job.report() is not None)
         job.begin(settings, fields)
         before = job.receipts()
         if job.has_store():
