@@ -331,6 +331,48 @@ def advise(
 
 
 @commands.command()
+@click.argument("store")
+@_setting("--k1", _timesteps, "128", "Timesteps from one update to the next; n: the whole sequence.", metavar="K|n")
+@_setting("--k2", _timesteps, "256", "Timesteps that back-propagation reaches; n: the whole sequence.", metavar="K|n")
+@_setting("--lanes", int, "32", "Sequences side by side.")
+@_setting("--window", int, "k1, or 256 where k1 is n", "Timesteps read at once.")
+@click.option("--memory", metavar="BYTES", help='A budget for an update, such as "500MB", that chooses the segment.')
+@_setting("--segment", int, "as ss.TBPTT has it", "Timesteps whose activations live at once.")
+@_setting("--field", str, "x", "The field that is learnt: one byte a timestep.")
+@_setting("--layout", click.Choice(["sequences", "even"]), "as train has it", "How the lanes are filled.")
+@_setting("--held-out", float, "0.05", "The share of the sequences that is not trained on.")
+@_setting("--cell", click.Choice(["lstm", "gru"]), "lstm", "The kind of recurrent network.")
+@_setting("--hidden", int, "256", "Its size.")
+@_setting("--embedding", int, "64", "The size of the vector that stands for a byte.")
+@_setting("--layers", int, "1", "Recurrent layers.")
+@_setting("--dropout", float, "0.0", "The probability of dropout.")
+@click.option("--checkpoint", metavar="FILE", help="The checkpoint.pt of a run, whose model and settings are taken.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
+def plan(store: str, memory: str | None, checkpoint: str | None, as_json: bool, **options: Any) -> None:
+    """Say what training on STORE needs, before anything runs: memory, time, windows and updates."""
+    given: dict[str, Any] = {
+        name: None if value == "n" else value for name, value in options.items() if value is not None
+    }
+    described = [name for name in ("cell", "hidden", "embedding", "layers", "dropout") if name in given]
+    if checkpoint is not None and described:
+        raise click.UsageError(f"--checkpoint names a model and --{described[0]} describes another: pass one of them")
+    from streamseq.storage.store import open as open_store
+    from streamseq.training import TrainingSettings, load_model
+    from streamseq.training.plan import plan as make
+
+    model = None
+    if checkpoint is None:
+        settings = TrainingSettings(**given)
+    else:
+        model, settings = load_model(checkpoint)
+        # Another budget is asked for than the one that the run had.
+        settings = replace(settings, **({"segment": None} if memory is not None else {}) | given)
+        model.train()
+    found = make(open_store(store), settings, model=model, memory=memory)
+    click.echo(json.dumps(found.as_dict()) if as_json else found.as_table())
+
+
+@commands.command()
 @click.option("--out", metavar="DIR", default="streamseq-demo", show_default=True, help="Where to put what it makes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON, the story elsewhere.")
 def demo(out: str, as_json: bool) -> None:
