@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,17 +15,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from streamseq.core.errors import ResumeError
+
 LaneAxis = Any  # an int, or a pytree of ints and Nones that matches the state's
+
+
+def flatten(state: Any) -> tuple[list[Any], Any]:
+    """The leaves of a state, tensors or not, in a fixed order, and its structure.
+
+    Raises:
+        TypeError: A dataclass in it has a field that its constructor does not take.
+    """
+    flat, spec = pytree.tree_flatten(state)
+    unknown = {type(leaf) for leaf in flat if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)}
+    if not unknown:
+        return flat, spec
+    # torch's trees go into the dataclasses that they know.
+    for kind in unknown:
+        hidden = [field.name for field in dataclasses.fields(kind) if not field.init]
+        if hidden:
+            raise TypeError(
+                f"a state that is a dataclass is made anew from its fields, got {kind.__name__} with {hidden[0]!r}, "
+                "which its constructor does not take: use init=True, or a dict"
+            )
+        pytree.register_dataclass(kind, serialized_type_name=_free_name(kind))
+    return flatten(state)
+
+
+def unflatten(flat: list[Any], spec: Any) -> Any:
+    """The state of these leaves and this structure."""
+    return pytree.tree_unflatten(flat, spec)
 
 
 def leaves(state: Any) -> list[Any]:
     """The leaves of a state, tensors or not, in a fixed order."""
-    return list(pytree.tree_leaves(state))
+    return flatten(state)[0]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:
     """The state with `function` of every tensor; other leaves stay as they are."""
-    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, state)
+    flat, spec = flatten(state)
+    return unflatten([function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flat], spec)
 
 
 def detach(state: Any) -> Any:
@@ -41,12 +75,12 @@ def lane_axes(state: Any, lanes: int, lane_axis: LaneAxis = None) -> list[int | 
     Raises:
         ValueError: A leaf has no such axis, or `lane_axis` is None and not exactly one axis has size B.
     """
-    flat, spec = pytree.tree_flatten(state)
+    flat, spec = flatten(state)
     if lane_axis is None:
         return [_only_axis(leaf, lanes) if isinstance(leaf, Tensor) else None for leaf in flat]
     axes = [lane_axis] * len(flat)
     if not isinstance(lane_axis, int):
-        axes, axes_spec = pytree.tree_flatten(lane_axis)
+        axes, axes_spec = flatten(lane_axis)
         if axes_spec != spec:
             raise ValueError(f"lane_axis is an int or a tree like the state's, got {axes_spec} for a state of {spec}")
     for leaf, axis in zip(flat, axes, strict=True):
@@ -82,10 +116,10 @@ def replace_lanes(state: Any, replaced: NDArray[np.bool_], by: Any, axes: list[i
     Raises:
         ValueError: `by` has another structure or shape.
     """
-    flat, spec = pytree.tree_flatten(state)
+    flat, spec = flatten(state)
     new: list[Any] = [None] * len(flat)
     if by is not None:
-        new, new_spec = pytree.tree_flatten(by)
+        new, new_spec = flatten(by)
         if new_spec != spec:
             raise ValueError(f"the initial state has the structure of the state, got {new_spec} for {spec}")
     mask = torch.from_numpy(replaced)
@@ -98,7 +132,7 @@ def replace_lanes(state: Any, replaced: NDArray[np.bool_], by: Any, axes: list[i
         shape[axis] = -1
         chosen = mask.to(old.device, non_blocking=True).view(shape)
         merged.append(torch.where(chosen, old.new_zeros(()) if fresh is None else fresh, old))
-    return pytree.tree_unflatten(merged, spec)
+    return unflatten(merged, spec)
 
 
 def known_lane_axes(state: Any, lanes: int, lane_axis: LaneAxis = None) -> list[int | None] | None:
@@ -117,15 +151,22 @@ def pack(state: Any, axes: list[int | None] | None = None) -> dict[str, Any] | N
         axes: The lane axis of each leaf, which goes with the state; None where they are not known.
 
     Raises:
-        TypeError: A leaf is neither a tensor nor a plain number, string or None.
+        TypeError: A leaf is neither a tensor nor a plain number, string or None, or the structure has no name.
     """
     if state is None:
         return None
-    flat, spec = pytree.tree_flatten(detach(state))
+    flat, spec = flatten(detach(state))
     for leaf in flat:
         if not isinstance(leaf, Tensor | int | float | str | bool | None):
             raise TypeError(f"a state that is saved holds tensors and plain numbers, got a {type(leaf).__name__}")
-    return {"structure": pytree.treespec_dumps(spec), "leaves": [_own(leaf) for leaf in flat], "axes": axes}
+    for kind in _named_tuples(spec):
+        if kind not in pytree.SUPPORTED_SERIALIZED_TYPES and (name := _free_name(kind)) is not None:
+            pytree._register_namedtuple(kind, serialized_type_name=name)
+    try:
+        structure = pytree.treespec_dumps(spec)
+    except (NotImplementedError, TypeError) as error:
+        raise TypeError(f"a state that is saved is a tree of kinds that have a name, got {spec}: {error}") from None
+    return {"structure": structure, "leaves": [_own(leaf) for leaf in flat], "axes": axes}
 
 
 def _own(leaf: Any) -> Any:
@@ -133,8 +174,57 @@ def _own(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
+def _free_name(kind: type) -> str | None:
+    """The name under which a class is saved; None where another one has it, defined in the same place."""
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    return None if name in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE else name
+
+
+def _named_tuples(spec: Any) -> Iterator[type]:
+    kind = spec.context
+    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        yield kind
+    for child in spec.children():
+        yield from _named_tuples(child)
+
+
 def unpack(packed: dict[str, Any] | None) -> Any:
-    """The state that `pack` packed."""
+    """The state that `pack` packed.
+
+    Raises:
+        ResumeError: It has a dataclass or named tuple that this process does not know.
+    """
     if packed is None:
         return None
-    return pytree.tree_unflatten(list(packed["leaves"]), pytree.treespec_loads(packed["structure"]))
+    _, schema = json.loads(packed["structure"])
+    for name in _saved_names(schema):
+        if name not in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE:
+            _register_by_name(name)
+    return unflatten(list(packed["leaves"]), pytree.treespec_loads(packed["structure"]))
+
+
+def _saved_names(schema: dict[str, Any]) -> Iterator[str]:
+    """The names of classes in a saved structure that were given by `pack`."""
+    for name in (schema["type"], schema["context"]):
+        if isinstance(name, str) and ":" in name:
+            found = name.strip('"')
+            if " " not in found and "[" not in found and "{" not in found:
+                yield found
+    for child in schema["children_spec"]:
+        yield from _saved_names(child)
+
+
+def _register_by_name(name: str) -> None:
+    """Make a class known that the state of another process had; nothing is imported for it."""
+    module, _, path = name.partition(":")
+    try:
+        kind: Any = reduce(getattr, path.split("."), sys.modules[module])
+    except (KeyError, AttributeError):
+        raise ResumeError(
+            f"the state that was saved has a {path} of {module}, which this process has not imported: import it before "
+            "loading"
+        ) from None
+    if dataclasses.is_dataclass(kind):
+        pytree.register_dataclass(kind, serialized_type_name=name)  # type: ignore[arg-type]
+    else:
+        pytree._register_namedtuple(kind, serialized_type_name=name)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from streamseq.core import truncation
+from streamseq.data import state as states
 from streamseq.data.carry import check_follows
 from streamseq.data.window import Window
 from streamseq.tbptt.model import Inputs, StatefulModel
@@ -234,7 +234,7 @@ class _Graph:
         self._before.append([])
         if state is None:
             return None
-        flat, spec = pytree.tree_flatten(state)
+        flat, spec = states.flatten(state)
         marked = []
         for leaf, axis in zip(flat, self._model.lane_axes(window, state), strict=True):
             own = leaf
@@ -245,7 +245,7 @@ class _Graph:
                     own.requires_grad_()
                 self._before[-1].append((own, axis))
             marked.append(own)
-        return pytree.tree_unflatten(marked, spec)
+        return states.unflatten(marked, spec)
 
     def back_propagate(self, end: int, sums: _Sums) -> None:
         """Back-propagate the losses at the end of a unit, and add the norms of what arrives at the states before."""

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.utils import _pytree as pytree
 
 from streamseq.core.truncation import Random
 from streamseq.data import state as states
@@ -152,7 +151,7 @@ class _Weigh(torch.autograd.Function):
 
 
 def _weigh(state: Any, weight: Float64, axes: list[int | None]) -> Any:
-    flat, spec = pytree.tree_flatten(state)
+    flat, spec = states.flatten(state)
     weighed = []
     for leaf, axis in zip(flat, axes, strict=True):
         if axis is None or not (leaf.is_floating_point() or leaf.is_complex()):
@@ -162,4 +161,4 @@ def _weigh(state: Any, weight: Float64, axes: list[int | None]) -> Any:
         shape[axis] = -1
         real = leaf.real.dtype if leaf.is_complex() else leaf.dtype
         weighed.append(_Weigh.apply(leaf, torch.from_numpy(weight).to(leaf.device, real).view(shape)))  # type: ignore[no-untyped-call]
-    return pytree.tree_unflatten(weighed, spec)
+    return states.unflatten(weighed, spec)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from streamseq.data import state as states
 from streamseq.data.window import Window
@@ -235,7 +234,7 @@ class Sweep:
             alone = value.detach()
             return alone.requires_grad_() if alone.is_floating_point() or alone.is_complex() else alone
 
-        return pytree.tree_map(lambda value: leaf(value) if isinstance(value, Tensor) else value, state)
+        return states.map_tensors(leaf, state)
 
     def carry_on(self, segments: Iterable[Segment]) -> None:
         """Run segments without a graph, only to keep the states after the times that are to be kept."""
