@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +33,24 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
     with path.open("xb") as file:
         file.write(content)
         sync_file(file)
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a new file beside `path`, put it on the disk, and give it the name `path`.
+
+    Args:
+        path: The file that is there afterwards; its folder exists.
+        write: Writes the content to an open binary file. What it raises leaves the old file as it was.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with staged.open("wb") as file:
+            write(file)
+            sync_file(file)
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def make_folder(folder: Path) -> list[Path]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,13 @@ from torch import Tensor
 from streamseq.core.errors import ResumeError
 from streamseq.core.grid import Grid
 from streamseq.core.settings import at_least
+from streamseq.core.sizes import parse_bytes
 from streamseq.core.tokens import StateToken
 from streamseq.core.truncation import Adaptive, Fixed, Random, Truncation
 from streamseq.data.carry import pack_token, unpack_token
 from streamseq.data.window import Window
 from streamseq.tbptt.adaptive import AdaptiveHistory
+from streamseq.tbptt.boundaries import MEMORY_BYTES, Boundaries
 from streamseq.tbptt.gradients import Gradients, check_scaler, parameters_of
 from streamseq.tbptt.history import GridHistory, History, Moment, Start
 from streamseq.tbptt.influence import Influence, measure_influence
@@ -29,10 +34,14 @@ from streamseq.tbptt.model import Inputs, StatefulModel
 from streamseq.tbptt.past import KEPT_BYTES, KEPT_BYTES_OF_ALL, Past, longest_sequence, random_access, stream_of
 from streamseq.tbptt.random_history import RandomHistory
 from streamseq.tbptt.ranks import Ranks, ranks_of, unwrapped
+from streamseq.tbptt.records import Records
 from streamseq.tbptt.replay import Replay
+from streamseq.tbptt.spill import Spill, checksum
 from streamseq.tbptt.stretches import Segment, cut_stretches, num_steps, resets_at
 from streamseq.tbptt.sweep import Course, Sweep
 from streamseq.tbptt.timeline import Timeline
+
+_log = logging.getLogger("streamseq.tbptt")
 
 _LOSSES = ("new", "window")
 _RESETS = ("cut", "model")
@@ -97,6 +106,11 @@ class TBPTT:
             updates are put together; None: those of the module.
         process_group: The ranks whose counts and gradients are added up; None: that of `DistributedDataParallel`, or
             the default group where there is one and the stream is one of several ranks; False: none.
+        boundary_memory: Bytes of the states before segments that are kept in memory, or text such as "256MB"; what is
+            beyond lies in files until it is used.
+        spill_to: A folder for these files, with which an update of k1=n that was killed is taken up again: with model,
+            optimizer, engine and stream as they were before it, the same call goes on from what was saved, about
+            twice a minute. Removed after the update. None: a temporary folder.
 
     Raises:
         TypeError: A number is not an integer, `scaler` is no GradScaler, or parameters are sharded over ranks.
@@ -131,11 +145,17 @@ class TBPTT:
         scaler: torch.amp.GradScaler | None = None,
         parameters: Iterable[Tensor] | None = None,
         process_group: Any = None,
+        boundary_memory: int | str = MEMORY_BYTES,
+        spill_to: str | os.PathLike[str] | None = None,
     ) -> None:
         self._grid = Grid(k1=k1, k2=k2)
         if segment is not None:
             at_least("segment", segment, 1)
         at_least("accumulate", accumulate, 1)
+        self._boundary_memory = parse_bytes(boundary_memory)
+        self._spill = Spill(None)
+        self._spill_to = None if spill_to is None else Path(spill_to)
+        self._lasting: Spill | None = None
         for name, value, known in (("losses", losses, _LOSSES), ("resets", resets, _RESETS)):
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, got {value!r}")
@@ -240,6 +260,7 @@ class TBPTT:
                 yield self._update(rest, at_window_end=True)
         finally:
             self._past.stop_rewinding()
+            self._spill.clear()
 
     def backward(self, window: Window) -> Update | None:
         """The update of one window, for a loop that gets its windows itself; `k1` is the window's length.
@@ -435,16 +456,17 @@ class TBPTT:
         new = start.time if self._all_losses else moment.time
         course = Course(edits=start.edits, keep=start.keep, since=self._since(moment), resets=self._cuts_at_resets)
         scale = None if self._scaler is None else self._scaler.scale
-        sweep = Sweep(self._model, self._replay, self._past, start.state, course, scale)
+        done = Boundaries(self._spill, self._boundary_memory)
+        sweep = Sweep(self._model, self._replay, self._past, start.state, course, scale, done)
         cut = partial(cut_stretches, window=window.num_steps, origin=self._timeline.origin, borders=borders)
-        done = None
+        made = None
         if number:
             divisor = self._gradients.divisor(number)
             segment = self._segment or self._reached or max(window.num_steps, moment.stop - moment.time)
             *earlier, last = cut(start.time, new, moment.stop, segment=segment)
             for each in earlier:
                 sweep.advance(each)
-            done = self._gradients.add(sweep.finish(last, divisor), number)
+            made = self._gradients.add(sweep.finish(last, divisor), number)
         else:
             # Take the state on where there is no loss.
             stop = max(start.keep, default=start.time)
@@ -457,7 +479,7 @@ class TBPTT:
         self._past.forget_before(oldest)
         for step in [step for step in self._counts if step < oldest]:
             del self._counts[step]
-        return done
+        return made
 
     def _borders(self, window: Window, start: Start, stop: int) -> set[int]:
         """The times at which stretches end besides."""
@@ -480,9 +502,7 @@ class TBPTT:
                 sweep = None
             time = self._arrive(window, first=sweep is None)
             if sweep is None:
-                scale = None if self._scaler is None else self._scaler.scale
-                course = Course(resets=self._cuts_at_resets)
-                sweep = Sweep(self._model, self._replay, self._past, None, course, scale)
+                sweep = self._begin_cohort(window)
                 pending, begin, valid, cohorts = [], time, 0, cohorts + 1
             else:
                 uneven = uneven or bool(window.token.reset.any())
@@ -513,12 +533,42 @@ class TBPTT:
                 )
             yield from self._update_of_cohort(sweep, pending, valid)
 
+    def _begin_cohort(self, window: Window) -> Sweep:
+        """The sweep of an update that begins with a window; one that an earlier process began is taken up again."""
+        spill, records = self._spill, None
+        if self._spill_to is not None:
+            token = window.token
+            if self._parameters is None:
+                raise ValueError(
+                    "an update is taken up again with its gradients, and a model that is a function does not say of "
+                    "what: pass parameters="
+                )
+            # Each rank has lanes of its own.
+            spill = self._lasting = Spill(self._spill_to / f"lane-{int(token.lane[0])}")
+            key = {
+                **self._settings(),
+                **{name: getattr(token, name) for name in ("fingerprint", "version", "epoch", "step", "window")},
+                "lanes": len(token.lane),
+                "segment": self._segment,
+                "parameters": checksum([*self._parameters, *self._replay.buffers()]),
+            }
+            if spill.begin(key):
+                _log.info("going on with an update that was begun before, from %s", self._spill_to)
+            records = Records(spill, self._parameters)
+        scale = None if self._scaler is None else self._scaler.scale
+        done = Boundaries(spill, self._boundary_memory)
+        course = Course(resets=self._cuts_at_resets)
+        return Sweep(self._model, self._replay, self._past, None, course, scale, done, records)
+
     def _update_of_cohort(self, sweep: Sweep, last: Segment, valid: int) -> Iterator[Update]:
         if not valid:
             return
         done = self._gradients.add(sweep.finish(last, self._gradients.divisor(valid)), valid)
         if done is not None:
             yield self._update(done, at_window_end=True)
+        # Not before the next one is asked for: the optimizer may not have made its step yet.
+        if self._lasting is not None:
+            self._lasting.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """What the next update goes on from, for `torch.load(weights_only=True)`; whole at `at_window_end`.

@@ -48,6 +48,11 @@ class Replay:
         """Whether the model has buffers, which a forward pass may change."""
         return bool(self._places)
 
+    def buffers(self) -> list[Tensor]:
+        """The buffers as they are now."""
+        found = (module._buffers[name] for module, name in self._places)
+        return [buffer for buffer in found if buffer is not None]
+
     def noise(self) -> Noise:
         """The random generators as they are now."""
         return Noise(torch.get_rng_state(), self._cuda())
@@ -81,6 +86,15 @@ class Replay:
         torch.set_rng_state(moment.noise.cpu)
         for device, state in moment.noise.cuda:
             torch.cuda.set_rng_state(state, device)
+
+    def go_back(self, moment: Moment) -> None:
+        """Put the random generators and the buffers where they were."""
+        self.set_noise(moment)
+        with torch.no_grad():
+            for (module, name), value in zip(self._places, moment.buffers, strict=True):
+                buffer = module._buffers[name]
+                assert buffer is not None
+                buffer.copy_(value)
 
     @contextmanager
     def without_effect(self, moment: Moment | None = None) -> Iterator[None]:

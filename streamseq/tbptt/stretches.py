@@ -68,6 +68,11 @@ def num_steps(segment: Segment) -> int:
     return sum(stretch.high - stretch.low for stretch in segment)
 
 
+def steps_of(segment: Segment) -> list[int]:
+    """The windows that a segment lies in, in order."""
+    return list(dict.fromkeys(stretch.step for stretch in segment))
+
+
 def inner_borders(window: Window, *, resets: bool) -> tuple[int, ...]:
     """Offsets inside a window at which the states of some lanes are not those of the timestep before.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ from streamseq.tbptt.boundaries import Boundaries, Boundary
 from streamseq.tbptt.join import join_windows
 from streamseq.tbptt.model import StatefulModel
 from streamseq.tbptt.past import Past
+from streamseq.tbptt.records import Progress, Records
 from streamseq.tbptt.replay import Moment, Replay
-from streamseq.tbptt.stretches import Segment, Stretch, stopped
+from streamseq.tbptt.stretches import Segment, Stretch, steps_of, stopped
 
 # Windows shorter than this are joined, so that a fused kernel gets more timesteps at once; longer ones gain nothing.
 SHORT = 64
@@ -58,6 +59,8 @@ class Sweep:
         state: The state before the first segment, a constant; None for the initial one.
         course: What happens on the way.
         scale: Multiplies the loss before it is back-propagated; the same for all segments.
+        done: Where the boundaries of segments are kept; None: in memory, and in a temporary folder past a budget.
+        records: Saves how far the backward pass has come, and knows what an earlier process saved; None: nothing is.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Sweep:
         state: Any,
         course: Course | None = None,
         scale: Callable[[Tensor], Tensor] | None = None,
+        done: Boundaries | None = None,
+        records: Records | None = None,
     ) -> None:
         self._model = model
         self._replay = replay
@@ -75,7 +80,8 @@ class Sweep:
         self._state = states.detach(state)
         self._course = course or Course()
         self._scale = scale
-        self._done = Boundaries()
+        self._done = Boundaries() if done is None else done
+        self._records = records
         # Whether model and loss draw random numbers; None: not known yet.
         self._noisy: bool | None = None
         #: The states after the times that are to be kept.
@@ -83,14 +89,24 @@ class Sweep:
 
     def advance(self, segment: Segment) -> None:
         """Run a segment that is not the last one."""
-        moment = self._moment()
-        self._done.push(Boundary(segment, self._state, moment))
+        done, records = self._done, self._records
+        if records is not None and (records.progress is not None or len(done) + 1 < done.stored):
+            done.skip(segment)
+            return
+        if len(done) + 1 == done.stored:
+            boundary = done.take_up(segment)
+            self._replay.go_back(boundary.moment)
+            self._state = boundary.state
+        else:
+            done.push(Boundary(segment, self._state, self._moment()))
         with torch.no_grad():
             self._state, _ = self._run(segment, self._state, first_time=True)
+        if records is not None and records.due():
+            done.flush()
+            records.saved()
 
     def _moment(self) -> Moment:
-        last = self._done.last
-        return self._replay.moment(None if last is None else last.moment)
+        return self._replay.moment(self._done.last_moment)
 
     def finish(self, segment: Segment, num_timesteps: int) -> Tensor:
         """Run the last segment and everything backward; gradients are added to the parameters' `.grad`.
@@ -102,24 +118,42 @@ class Sweep:
         Returns:
             The loss so divided, detached, 0-dim.
         """
-        start = self._leaves(self._state) if len(self._done) else self._state
-        end, loss = self._run(segment, start, first_time=True)
-        total = self._backward(loss, end, None, num_timesteps)
-        after = self._moment() if len(self._done) else None
+        if self._records is not None and self._records.progress is not None:
+            progress = self._records.restore()
+            self._done.drop_after(progress.left)
+        else:
+            progress = self._turn(segment, num_timesteps)
+        self._past.rewind(step for each in reversed(self._done.segments) for step in steps_of(each))
+        total, gradient = progress.total, progress.gradient
         while len(self._done):
-            gradient = [leaf.grad if isinstance(leaf, Tensor) else None for leaf in states.leaves(start)]
             boundary = self._done.pop()
             counts = any(stretch.counts for stretch in boundary.segment)
             if not counts and all(each is None for each in gradient):
+                self._done.drop_after(0)
                 break
             self._replay.set_noise(boundary.moment)
             start = self._leaves(boundary.state) if len(self._done) else boundary.state
             with self._replay.without_effect(boundary.moment):
                 end, loss = self._run(boundary.segment, start, first_time=False)
             total = total + self._backward(loss, end, gradient, num_timesteps)
-        if after is not None:
-            self._replay.set_noise(after)
+            gradient = _gradient_of(start)
+            if self._records is not None and self._done.all_in_files and self._records.due():
+                self._records.save(Progress(len(self._done), total, gradient, progress.after))
+                self._done.drop_after(len(self._done))
+        self._past.stop_rewinding()
+        if progress.after is not None:
+            self._replay.go_back(progress.after)
         return total
+
+    def _turn(self, segment: Segment, num_timesteps: int) -> Progress:
+        """Run the last segment, forward and backward."""
+        several = len(self._done) > 0
+        if self._records is not None:
+            self._done.flush()
+        start = self._leaves(self._state) if several else self._state
+        end, loss = self._run(segment, start, first_time=True)
+        total = self._backward(loss, end, None, num_timesteps)
+        return Progress(len(self._done), total, _gradient_of(start), self._moment() if several else None)
 
     def _run(self, segment: Segment, state: Any, *, first_time: bool) -> tuple[Any, Tensor | None]:
         """The state after a segment, and the sum of the losses that count."""
@@ -211,7 +245,7 @@ class Sweep:
         counts = times >= late[:, None] if part.batch_first else times[:, None] >= late
         return part.mask & counts.to(part.mask.device)
 
-    def _backward(self, loss: Tensor | None, end: Any, gradient: Iterable[Tensor | None] | None, count: int) -> Tensor:
+    def _backward(self, loss: Tensor | None, end: Any, gradient: Sequence[Tensor | None] | None, count: int) -> Tensor:
         roots: list[Tensor] = []
         seeds: list[Tensor | None] = []
         mean = torch.zeros(()) if loss is None else loss / count
@@ -241,3 +275,8 @@ class Sweep:
         with torch.no_grad():
             for segment in segments:
                 self._state, _ = self._run(segment, self._state, first_time=True)
+
+
+def _gradient_of(state: Any) -> list[Tensor | None]:
+    """What the backward pass left at each leaf of a state."""
+    return [leaf.grad if isinstance(leaf, Tensor) and leaf.is_leaf else None for leaf in states.leaves(state)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from streamseq.tbptt.influence import Influence
-from streamseq.training.replace import replace_file
+from streamseq.storage.commit import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from streamseq.training.replace import replace_file
+from streamseq.storage.commit import replace_file
 
 Row = dict[str, Any]
 
