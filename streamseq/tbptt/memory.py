@@ -183,8 +183,8 @@ def choose_segment(
             return segment
     least = update.memory(segments[totals.index(min(totals))])
     raise ValueError(
-        f"memory={format_bytes(budget_bytes)} is too little: the least is {least.total:,} bytes ({least}): pass "
-        f"memory={least.total}, fewer lanes, or a smaller k2 or model"
+        f"memory={format_bytes(budget_bytes)} is too little: the least is {least.total:,} bytes, in segments of "
+        f"{least.segment:,}: pass memory={least.total}, fewer lanes, or a smaller k2 or model"
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from streamseq.tbptt.model import StatefulModel
 from streamseq.tbptt.replay import Replay
 from streamseq.tbptt.tally import HeldBytes, LiveBytes
 
-#: Timesteps of the calls that are measured. Fused kernels have a constant beside their slope, which shows in two of
-#: them; the one between tells whether the bytes are linear.
+#: Timesteps of the calls of which autograd's bytes are measured. Fused kernels have a constant beside their slope,
+#: which shows in two of them; the one between tells whether the bytes are linear.
 LENGTHS = (8, 16, 32)
+# Of those of which all bytes are. Primes, so that what grows is shaped like no parameter.
+_ODD_LENGTHS = (7, 13, 31)
 # How far the bytes of the call in the middle may lie from the line through the others.
 _STRAIGHT = 0.03
-_REPEATS = 2
+_REPEATS = 4
 # What an operation of a graph and the tensors that it saves take beside their data: 0.8 to 1.4 kB with torch 2.13.
 _NODE_BYTES = 1000
 
@@ -127,7 +130,7 @@ def probe(model: StatefulModel, replay: Replay, window: Window) -> Probe:
     try:
         with replay.without_effect(), torch.enable_grad():
             calls = _Calls(model, window)
-            new, past = _measure(calls, counts=True), _measure(calls, counts=False)
+            new, past = _costs(calls)
             after = replay.moment(moment)
     finally:
         replay.set_noise(moment)
@@ -207,7 +210,36 @@ def _tensors(window: Window) -> list[Tensor]:
     return [window.mask, *(window[name] for name in window)]
 
 
-def _measure(calls: _Calls, *, counts: bool) -> Cost:
+def _costs(calls: _Calls) -> tuple[Cost, Cost]:
+    """Of new timesteps, and of past ones."""
+    sizes = [_measure(calls, counts=counts) for counts in (True, False)]
+    length = LENGTHS[-1]
+    forward, gradient = [inf, inf], [inf, inf]
+    # In turns, for a machine that others use too is slower at times; the shortest is the right one.
+    for _ in range(_REPEATS):
+        for kind, (counts, (_, leaves)) in enumerate(zip((True, False), sizes, strict=True)):
+            run = partial(calls.run, length, counts=counts)
+            with torch.no_grad():
+                forward[kind] = min(forward[kind], _seconds(run, cuda=calls.cuda) / length)
+            taken = _seconds(partial(_forward_and_backward, run, leaves), cuda=calls.cuda)
+            gradient[kind] = min(gradient[kind], taken / length)
+    new, past = (
+        Cost(held=s.held, kept=s.kept, graph=s.graph, workspace=s.workspace, forward=f, gradient=g)
+        for (s, _), f, g in zip(sizes, forward, gradient, strict=True)
+    )
+    return new, past
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bytes:
+    held: Growth
+    kept: Growth
+    graph: Growth
+    workspace: Growth
+
+
+def _measure(calls: _Calls, *, counts: bool) -> tuple[_Bytes, list[Tensor]]:
+    """The bytes of timesteps of one kind, and the leaves that a backward pass reaches."""
     run = partial(calls.run, counts=counts)
     # What two graphs hold together, or what was there before, no call adds: parameters, inputs, the state.
     first, second = HeldBytes(), HeldBytes()
@@ -229,21 +261,15 @@ def _measure(calls: _Calls, *, counts: bool) -> Cost:
         lengths.append(min(2 * lengths[-1], calls.window_length))
         sizes.append(held(lengths[-1]))
     parameters = [leaf for leaf in leaves if all(leaf is not state for state in calls.state_leaves)]
-    peaks = [_peak(run, leaves, parameters, length) for length in lengths]
-    length = LENGTHS[-1]
-
-    def forward() -> None:
-        with torch.no_grad():
-            run(length)
-
-    return Cost(
+    odd = (*_ODD_LENGTHS, *lengths[len(LENGTHS) :])
+    workspaces = [_peak(run, leaves, parameters, length) - held(length).held for length in odd]
+    found = _Bytes(
         held=_growth(lengths, (size.held for size in sizes)),
         kept=_growth(lengths, (size.kept for size in sizes)),
         graph=_growth(lengths, (size.graph for size in sizes)),
-        workspace=_growth(lengths, (max(0, peak - size.held) for peak, size in zip(peaks, sizes, strict=True))),
-        forward=_seconds(forward, cuda=calls.cuda) / length,
-        gradient=_seconds(lambda: _backward(*run(length), leaves), cuda=calls.cuda) / length,
+        workspace=_growth(odd, (max(0, size) for size in workspaces)),
     )
+    return found, leaves
 
 
 def _growth(lengths: Iterable[int], sizes: Iterable[int]) -> Growth:
@@ -276,6 +302,10 @@ def _peak(run: _Run, leaves: Sequence[Tensor], parameters: Iterable[Tensor], len
     return live.peak
 
 
+def _forward_and_backward(run: Callable[[], _Roots], leaves: Sequence[Tensor]) -> None:
+    _backward(*run(), leaves)
+
+
 def _backward(roots: list[Tensor], seeds: list[Tensor | None], leaves: Sequence[Tensor]) -> tuple[Any, ...]:
     """A backward pass whose gradients go nowhere."""
     if not roots or not leaves:
@@ -296,12 +326,8 @@ def _nodes(roots: list[Tensor]) -> set[Any]:
 
 
 def _seconds(call: Callable[[], object], *, cuda: bool) -> float:
-    """The shortest of a few runs."""
-    taken = []
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        call()
-        if cuda:
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+    began = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
