@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from streamseq.etl.job import ingest
     from streamseq.storage.memory import from_arrays
     from streamseq.storage.store import append, create, open
+    from streamseq.tbptt.burn_in import burn_in
     from streamseq.tbptt.engine import TBPTT
     from streamseq.training.predict import predict
 
@@ -40,6 +41,7 @@ _LAZY = {
     "TBPTT": "streamseq.tbptt.engine",
     "Window": "streamseq.data.window",
     "append": "streamseq.storage.store",
+    "burn_in": "streamseq.tbptt.burn_in",
     "create": "streamseq.storage.store",
     "from_arrays": "streamseq.storage.memory",
     "ingest": "streamseq.etl.job",
@@ -64,6 +66,7 @@ __all__ = [
     "Window",
     "__version__",
     "append",
+    "burn_in",
     "create",
     "from_arrays",
     "ingest",

@@ -169,6 +169,11 @@ class StreamDataset(IterableDataset[Window]):
         return list(dict.fromkeys(each.field for each in self._view.emitted.values()))
 
     @property
+    def emitted(self) -> Mapping[str, Emitted]:
+        """What windows hold: by name the field of the store, and the offset of a lookahead."""
+        return self._view.emitted
+
+    @property
     def batch_first(self) -> bool:
         """Whether lanes come before timesteps."""
         return self._view.batch_first

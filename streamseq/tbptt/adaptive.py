@@ -68,6 +68,13 @@ class AdaptiveHistory(GridHistory):
         self._reach = max(self._largest, self._probe + k1)
         self.grid = Grid(k1=k1, k2=self._chosen or self._largest)
 
+    def clear(self) -> None:
+        """See `History`."""
+        super().clear()
+        if self._policy.every is None:
+            # An epoch begins.
+            self._measured_in = None
+
     def due(self, moment: Moment) -> bool:
         """Whether k2 is to be measured anew after an update."""
         self._updates += 1

@@ -86,7 +86,7 @@ def measure_bias(
         with replay.without_effect():
             whole, *truncated = [_gradient(engine, windows, parameters) for engine in (exact, *engines)]
     finally:
-        replay.set_noise(moment)
+        replay.set_noise(moment.noise)
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
     norm = float(whole.norm())

@@ -24,9 +24,11 @@ from streamseq.core.sizes import parse_bytes
 from streamseq.core.tokens import StateToken
 from streamseq.core.truncation import Adaptive, Fixed, Random, Truncation
 from streamseq.data.carry import pack_token, unpack_token
+from streamseq.data.dataset import StreamDataset
 from streamseq.data.window import Window
 from streamseq.tbptt.adaptive import AdaptiveHistory
 from streamseq.tbptt.boundaries import MEMORY_BYTES, Boundaries
+from streamseq.tbptt.burn_in import BurnIn
 from streamseq.tbptt.gradients import Gradients, check_scaler, parameters_of
 from streamseq.tbptt.history import GridHistory, History, Moment, Start
 from streamseq.tbptt.influence import Influence, measure_influence
@@ -106,6 +108,8 @@ class TBPTT:
             updates are put together; None: those of the module.
         process_group: The ranks whose counts and gradients are added up; None: that of `DistributedDataParallel`, or
             the default group where there is one and the stream is one of several ranks; False: none.
+        burn_in: Where a lane starts in the middle of a sequence (layout="even", `longest`, spans), its state is found
+            by running so many timesteps before it, without a loss or a gradient; 0: it starts from the initial state.
         boundary_memory: Bytes of the states before segments that are kept in memory, or text such as "256MB"; what is
             beyond lies in files until it is used.
         spill_to: A folder for these files, with which an update of k1=n that was killed is taken up again: with model,
@@ -145,6 +149,7 @@ class TBPTT:
         scaler: torch.amp.GradScaler | None = None,
         parameters: Iterable[Tensor] | None = None,
         process_group: Any = None,
+        burn_in: int = 0,
         boundary_memory: int | str = MEMORY_BYTES,
         spill_to: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -152,6 +157,9 @@ class TBPTT:
         if segment is not None:
             at_least("segment", segment, 1)
         at_least("accumulate", accumulate, 1)
+        at_least("burn_in", burn_in, 0)
+        self._burn_in_timesteps = burn_in
+        self._burn_in: BurnIn | None = None
         self._boundary_memory = parse_bytes(boundary_memory)
         self._spill = Spill(None)
         self._spill_to = None if spill_to is None else Path(spill_to)
@@ -251,6 +259,7 @@ class TBPTT:
                 "a StreamLoader or a list of windows, or a smaller k2"
             )
         stream = stream_of(source)
+        self._use_burn_in(stream)
         self._begin(grid, access, several=stream is not None and len(first.token.lane) < stream.lanes)
         every = itertools.chain([first], windows)
         try:
@@ -286,8 +295,21 @@ class TBPTT:
                 "for k2 and accumulate=1, or use updates()"
             )
         grid = Grid(k1=k1, k2=None if whole else self._grid.k2)
+        if self._burn_in_timesteps and self._burn_in is None:
+            self._use_burn_in(None)
         self._begin(grid, None, several=False, clear=False)
         return next(self._update_on_grid(grid, [window]), None)
+
+    def _use_burn_in(self, stream: StreamDataset | None) -> None:
+        if not self._burn_in_timesteps:
+            return
+        if stream is None:
+            raise ValueError(
+                f"burn_in={self._burn_in_timesteps} reads what lies before windows, for which a stream is needed: pass "
+                "a StreamDataset or a loader over one to updates()"
+            )
+        self._burn_in = BurnIn(self._model, self._replay, stream, self._burn_in_timesteps)
+        self._model.begin = self._burn_in.state
 
     def _begin(self, grid: Grid, access: Callable[[int], Window] | None, *, several: bool, clear: bool = True) -> None:
         self._ranks = ranks_of(self._wrapped, several=several, group=self._process_group)
@@ -450,6 +472,8 @@ class TBPTT:
 
     def _make(self, window: Window, moment: Moment, number: int) -> tuple[Tensor, int] | None:
         """Make an update of `number` losses; its mean loss and number of timesteps, where it is a whole one."""
+        if self._burn_in is not None:
+            self._burn_in.forget()
         start = self._history.start(moment)
         self._reached = self._history.grid.k2 if isinstance(self._history, GridHistory) else None
         borders = self._borders(window, start, moment.stop)
@@ -536,6 +560,8 @@ class TBPTT:
     def _begin_cohort(self, window: Window) -> Sweep:
         """The sweep of an update that begins with a window; one that an earlier process began is taken up again."""
         spill, records = self._spill, None
+        if self._burn_in is not None:
+            self._burn_in.forget()
         if self._spill_to is not None:
             token = window.token
             if self._parameters is None:

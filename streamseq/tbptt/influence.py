@@ -145,7 +145,7 @@ def measure_influence(
             for end in chosen:
                 graph.back_propagate(end, sums)
     finally:
-        replay.set_noise(moment)
+        replay.set_noise(moment.noise)
     return sums.influence(stride, total, tau)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from streamseq.data import state as states
 from streamseq.data.window import Window
 from streamseq.tbptt.replay import Replay
-from streamseq.tbptt.stretches import resets_at
+from streamseq.tbptt.stretches import inner_borders, resets_at, stopped
 
 Inputs = str | list[str] | tuple[str, ...] | Callable[[Window], Any]
 
@@ -49,6 +50,8 @@ class StatefulModel:
         self._initial: Callable[[int], Any] | None = initial if callable(initial) else None
         advance = getattr(model, "advance", None)
         self._advance: Callable[[Any, Any], Any] | None = advance if callable(advance) else None
+        #: Gives the state before an offset of a window where sequences start, from the initial one; None: that itself.
+        self.begin: Callable[[Window, int, Any], Any] | None = None
 
     def forward(self, window: Window, state: Any) -> tuple[Any, Any]:
         """Outputs and state of a window's timesteps.
@@ -85,13 +88,8 @@ class StatefulModel:
             return self._inputs(window)
         return tuple(window[name] for name in self._inputs)
 
-    def loss_sum(self, outputs: Any, window: Window, mask: Tensor | None = None) -> Tensor:
-        """The sum of the losses of the valid timesteps, 0-dim.
-
-        Args:
-            outputs: Of the window's timesteps.
-            window: The window.
-            mask: bool [B, K] or [K, B], the timesteps that count; None: the valid ones.
+    def losses(self, outputs: Any, window: Window) -> Tensor:
+        """The losses of a window's timesteps, [B, K] or [K, B], whether they are valid or not.
 
         Raises:
             TypeError: The loss is not a tensor.
@@ -106,19 +104,55 @@ class StatefulModel:
                 f"loss(outputs, window) returns one loss per timestep, {list(window.mask.shape)}, got "
                 f"{list(losses.shape)}: use reduction='none'"
             )
-        if losses.ndim > 2:
-            losses = losses.flatten(2).sum(2)
+        return losses.flatten(2).sum(2) if losses.ndim > 2 else losses
+
+    def loss_sum(self, outputs: Any, window: Window, mask: Tensor | None = None) -> Tensor:
+        """The sum of the losses of the valid timesteps, 0-dim.
+
+        Args:
+            outputs: Of the window's timesteps.
+            window: The window.
+            mask: bool [B, K] or [K, B], the timesteps that count; None: the valid ones.
+
+        Raises:
+            TypeError, ValueError: As for `losses`.
+        """
+        losses = self.losses(outputs, window)
         # Not a product: what stands in the padding may be infinite.
         return torch.where(window.mask if mask is None else mask, losses, losses.new_zeros(())).sum()
+
+    def through(self, window: Window, state: Any) -> Iterator[tuple[Window, Any, Any]]:
+        """Run a whole window, cut where sequences start or lanes stop inside it.
+
+        Args:
+            window: The window.
+            state: Before it; None: the initial one.
+
+        Yields:
+            Each part of the window, its outputs, and the state after it.
+        """
+        for low, high in pairwise([0, *inner_borders(window, resets=True), window.num_steps]):
+            high = min(high, int(window.lengths.max()))
+            if high <= low:
+                return
+            state = self.enter(window, low, state)
+            part = window.cut(low, high)
+            outputs, after = self.forward(part, state)
+            held = stopped(window, low)
+            state = self.replace(window, after, held, state) if held.any() else after
+            yield part, outputs, state
 
     def enter(self, window: Window, offset: int, state: Any) -> Any:
         """The state before a timestep of a window, the initial one on lanes in which a sequence starts there."""
         anew = resets_at(window, offset)
-        if state is None or (offset == 0 and anew.all()):
-            return self.initial(len(anew))
-        if not anew.any():
+        if state is not None and not anew.any():
             return state
-        return self.replace(window, state, anew, self.initial(len(anew)))
+        initial = self.initial(len(anew))
+        if self.begin is not None:
+            initial = self.begin(window, offset, initial)
+        if state is None or (offset == 0 and anew.all()):
+            return initial
+        return self.replace(window, state, anew, initial)
 
     def initial(self, lanes: int) -> Any:
         """The initial state of so many lanes; None for zeros."""
@@ -157,7 +191,7 @@ class StatefulModel:
                 part = _select_lanes(first, chosen)
                 state = self.initial(len(chosen))
                 shapes.append([getattr(leaf, "shape", ()) for leaf in states.leaves(self.forward(part, state)[1])])
-        replay.set_noise(moment)
+        replay.set_noise(moment.noise)
         axes: list[int | None] = []
         for few, more in zip(*shapes, strict=True):
             grown = [axis for axis, (a, b) in enumerate(zip(few, more, strict=True)) if b == a + 1]

@@ -15,9 +15,9 @@ from streamseq.tbptt.stretches import inner_borders
 
 # Of the windows that came last; where k2 is n, most are read again whatever is kept.
 KEPT_BYTES = 64 << 20
-KEPT_BYTES_OF_ALL = 8 << 20
+KEPT_BYTES_OF_ALL = 2 << 20
 # Of the windows that were read again last.
-_AGAIN_BYTES = 8 << 20
+_AGAIN_BYTES = 2 << 20
 
 RandomAccess = Callable[[int], Window]
 

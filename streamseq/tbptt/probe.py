@@ -133,7 +133,7 @@ def probe(model: StatefulModel, replay: Replay, window: Window) -> Probe:
             new, past = _costs(calls)
             after = replay.moment(moment)
     finally:
-        replay.set_noise(moment)
+        replay.set_noise(moment.noise)
     changed = [b for a, b in zip(moment.buffers, after.buffers, strict=True) if b is not a]
     if after.noise is not moment.noise:
         changed += [after.noise.cpu, *(state for _, state in after.noise.cuda)]

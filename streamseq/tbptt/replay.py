@@ -81,15 +81,15 @@ class Replay:
         devices = {parameter.device for parameter in self._model.parameters() if parameter.is_cuda}
         return tuple((device, torch.cuda.get_rng_state(device)) for device in sorted(devices, key=str))
 
-    def set_noise(self, moment: Moment) -> None:
+    def set_noise(self, noise: Noise) -> None:
         """Put the random generators where they were."""
-        torch.set_rng_state(moment.noise.cpu)
-        for device, state in moment.noise.cuda:
+        torch.set_rng_state(noise.cpu)
+        for device, state in noise.cuda:
             torch.cuda.set_rng_state(state, device)
 
     def go_back(self, moment: Moment) -> None:
         """Put the random generators and the buffers where they were."""
-        self.set_noise(moment)
+        self.set_noise(moment.noise)
         with torch.no_grad():
             for (module, name), value in zip(self._places, moment.buffers, strict=True):
                 buffer = module._buffers[name]

@@ -131,7 +131,7 @@ class Sweep:
             if not counts and all(each is None for each in gradient):
                 self._done.drop_after(0)
                 break
-            self._replay.set_noise(boundary.moment)
+            self._replay.set_noise(boundary.moment.noise)
             start = self._leaves(boundary.state) if len(self._done) else boundary.state
             with self._replay.without_effect(boundary.moment):
                 end, loss = self._run(boundary.segment, start, first_time=False)

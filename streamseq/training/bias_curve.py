@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from streamseq.tbptt.influence import Influence
 from streamseq.storage.commit import replace_file
+from streamseq.tbptt.influence import Influence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

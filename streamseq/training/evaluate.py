@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamseq.data.carry import Carry
+from streamseq.core.tokens import StateToken
+from streamseq.data.carry import check_follows
 from streamseq.data.window import Window
+from streamseq.tbptt.burn_in import BurnIn
+from streamseq.tbptt.model import Inputs, StatefulModel
+from streamseq.tbptt.past import stream_of
+from streamseq.tbptt.replay import Replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,13 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, loss: Callable[[Any, Window], Tensor], windows: Iterable[Window], *, inputs: str = "x"
+    model: nn.Module,
+    loss: Callable[[Any, Window], Tensor],
+    windows: Iterable[Window],
+    *,
+    inputs: Inputs = "x",
+    burn_in: int = 0,
+    lane_axis: Any = None,
 ) -> Evaluation:
     """Stream through `windows` without gradients, and average the loss over all valid timesteps.
 
@@ -45,19 +56,30 @@ def evaluate(
             `initial_state(B)`.
         loss: `loss(outputs, window)`, one loss in nats per timestep, [B, K] or [K, B] like the mask.
         windows: A stream or loader, from its start.
-        inputs: The name of the field that the model gets.
+        inputs: A field's name, several (the model gets a tuple), or a function of the window.
+        burn_in: Where a lane starts in the middle of a sequence, as in a slice, its state is found by running so many
+            timesteps before it; 0: it starts from the initial state.
+        lane_axis: See `streamseq.Carry`.
 
     Raises:
-        ValueError: No timestep is valid.
+        ValueError: No timestep is valid, or `burn_in` is wanted of something else than a stream or a loader over one.
     """
-    carry = Carry(model if callable(getattr(model, "initial_state", None)) else None)
+    called, replay = StatefulModel(model, loss, inputs, lane_axis), Replay(model)
+    stream = stream_of(windows)
+    if burn_in:
+        if stream is None:
+            raise ValueError(f"burn_in={burn_in} reads what lies before windows: pass a stream, or a loader over one")
+        called.begin = BurnIn(called, replay, stream, burn_in).state
+    state: Any = None
+    previous: StateToken | None = None
     total, count = 0.0, 0
     with _at_rest(model), torch.no_grad():
         for window in windows:
-            outputs, state = model(window[inputs], carry.enter(window.token))
-            carry.leave(window.token, state)
-            losses = loss(outputs, window)
-            total += float(losses[window.mask].sum(dtype=torch.float64))
+            check_follows(window.token, previous)
+            previous = window.token
+            for part, outputs, after in called.through(window, state):
+                state = after
+                total += float(called.losses(outputs, part)[part.mask].sum(dtype=torch.float64))
             count += int(window.mask.sum())
     if not count:
         raise ValueError("an evaluation needs at least one timestep with a target, got none: pass longer sequences")
