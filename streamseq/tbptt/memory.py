@@ -13,13 +13,11 @@ import numpy as np
 from streamseq.core.grid import Grid
 from streamseq.core.plan import Plan
 from streamseq.core.sizes import format_bytes
+from streamseq.tbptt.boundaries import MEMORY_BYTES
 from streamseq.tbptt.past import KEPT_BYTES, KEPT_BYTES_OF_ALL
 from streamseq.tbptt.probe import Cost, Probe
 from streamseq.tbptt.rewind import AHEAD
 from streamseq.tbptt.sweep import SHORT
-
-#: Bytes of boundary states that stay in memory; what is more lies on disk.
-SPILL_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +106,7 @@ def predict(
     n: int | None,
     window: int | None,
     segment: int | None = None,
-    spill_threshold: int = SPILL_BYTES,
+    spill_threshold: int = MEMORY_BYTES,
     reads_again: bool = True,
     every_loss: bool = False,
 ) -> Memory:
@@ -150,7 +148,7 @@ def choose_segment(
     k2: int | None,
     n: int | None,
     window: int | None,
-    spill_threshold: int = SPILL_BYTES,
+    spill_threshold: int = MEMORY_BYTES,
     reads_again: bool = True,
     every_loss: bool = False,
 ) -> int:

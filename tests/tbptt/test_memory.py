@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 import streamseq as ss
-from streamseq.tbptt.memory import SPILL_BYTES, choose_segment, longest_cohort, predict
+from streamseq.tbptt.boundaries import MEMORY_BYTES
+from streamseq.tbptt.memory import choose_segment, longest_cohort, predict
 from streamseq.tbptt.model import StatefulModel
 from streamseq.tbptt.probe import LENGTHS, Cost, Growth, Probe, probe
 from streamseq.tbptt.replay import Replay
@@ -161,6 +162,8 @@ CASES = [
     (512, 128, None, None, None),
     (512, 128, None, None, 32),
     (256, 16, 32, 96, None),
+    (256, 32, 32, 64, None),
+    (640, 64, 128, 320, None),
 ]
 
 
@@ -170,7 +173,8 @@ def test_activations_are_as_predicted(name, length, window, k1, k2, segment):
     model, windows = make(name), make_windows(length, window)
     memory = predict(probe_of(model, windows), k1=k1, k2=k2, n=length, window=window, segment=segment)
     wanted = held_bytes(model, windows, k1=k1, k2=k2, segment=segment)
-    assert memory.activations == pytest.approx(wanted, rel=0.1)
+    # Short windows are joined, and autograd may hold what they were copied to, which is counted as inputs.
+    assert memory.activations == pytest.approx(wanted, rel=0.05 if window >= 64 else 0.1)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
@@ -307,7 +311,7 @@ def test_boundary_states_past_the_threshold_lie_on_disk():
     assert memory.boundary_states == 1000 + 30
     assert memory.boundary_states + memory.spilled == 10**4 * 30
     assert "on disk" in memory.as_table()
-    assert predict(KNOWN, k1=None, k2=None, n=10**9, window=100).boundary_states == SPILL_BYTES + 30
+    assert predict(KNOWN, k1=None, k2=None, n=10**9, window=100).boundary_states == MEMORY_BYTES + 30
 
 
 def test_inputs_are_bounded_where_they_can_be_read_again():
