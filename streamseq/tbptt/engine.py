@@ -22,19 +22,22 @@ from streamseq.core.grid import Grid
 from streamseq.core.settings import at_least
 from streamseq.core.sizes import parse_bytes
 from streamseq.core.tokens import StateToken
-from streamseq.core.truncation import Adaptive, Fixed, Random, Truncation
+from streamseq.core.truncation import Fixed, Truncation
 from streamseq.data.carry import pack_token, unpack_token
 from streamseq.data.dataset import StreamDataset
 from streamseq.data.window import Window
 from streamseq.tbptt.adaptive import AdaptiveHistory
 from streamseq.tbptt.boundaries import MEMORY_BYTES, Boundaries
+from streamseq.tbptt.budget import Budget
 from streamseq.tbptt.burn_in import BurnIn
+from streamseq.tbptt.counts import Counts
 from streamseq.tbptt.gradients import Gradients, check_scaler, parameters_of
-from streamseq.tbptt.history import GridHistory, History, Moment, Start
-from streamseq.tbptt.influence import Influence, measure_influence
+from streamseq.tbptt.history import GridHistory, Moment, Start
+from streamseq.tbptt.influence import Influence
+from streamseq.tbptt.memory import Memory
 from streamseq.tbptt.model import Inputs, StatefulModel
 from streamseq.tbptt.past import KEPT_BYTES, KEPT_BYTES_OF_ALL, Past, longest_sequence, random_access, stream_of
-from streamseq.tbptt.random_history import RandomHistory
+from streamseq.tbptt.policies import fit_grid, make_history, measurer
 from streamseq.tbptt.ranks import Ranks, ranks_of, unwrapped
 from streamseq.tbptt.records import Records
 from streamseq.tbptt.replay import Replay
@@ -91,6 +94,9 @@ class TBPTT:
         k2: Timesteps that back-propagation reaches; None: n.
         inputs: A field's name, several (the model gets a tuple), or a function of the window.
         segment: Timesteps whose activations live at once; None: k2, or a window where k2 is n.
+        memory: A budget for activations, boundary states and inputs in bytes, or as text such as "500MB", which
+            chooses the segment by a short probe of the model on the first window. What it chose is in `segment` and
+            in the log "streamseq.tbptt".
         losses: "new": each loss counts in the update to which it is new. "window": every loss since the start of
             back-propagation counts in each update, divided by their number; with k2 of n since each lane's reset.
         truncation: `ss.truncation.Fixed()`, by k2; `Random(mean)`, without bias, by cuts at random places in each lane
@@ -140,6 +146,7 @@ class TBPTT:
         k2: int | None,
         inputs: Inputs = "x",
         segment: int | None = None,
+        memory: int | str | None = None,
         losses: str = "new",
         truncation: Truncation | None = None,
         lane_axis: Any = None,
@@ -167,7 +174,10 @@ class TBPTT:
         for name, value, known in (("losses", losses, _LOSSES), ("resets", resets, _RESETS)):
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, got {value!r}")
+        if memory is not None and segment is not None:
+            raise ValueError(f"a budget chooses the segment, got memory={memory!r} and segment={segment}: pass one")
         self._segment = segment
+        limit = None if memory is None else parse_bytes(memory)
         self._all_losses = losses == "window"
         self._cuts_at_resets = resets == "cut"
         self._accumulate = accumulate
@@ -176,50 +186,35 @@ class TBPTT:
         self._process_group = process_group
         inner = unwrapped(model)
         self._parameters = parameters_of(inner, parameters)
-        self._parts = (inner, loss, inputs, lane_axis)
         self._model = StatefulModel(inner, loss, inputs, lane_axis, autocast)
         self._replay = Replay(inner)
+        self._budget = Budget(
+            self._model,
+            self._replay,
+            limit=limit,
+            boundary_memory=self._boundary_memory,
+            all_losses=self._all_losses,
+        )
         self._ranks = Ranks()
         self._gradients = Gradients(None, self._ranks)
         self._past = Past(None)
         self._timeline = Timeline()
-        self._truncation = Fixed() if truncation is None else truncation
-        self._history: History = self._make_history()
+        self._truncation: Truncation = Fixed() if truncation is None else truncation
+        measure = measurer(self._truncation, inner, loss, inputs, lane_axis)
+        self._history = make_history(
+            self._truncation, self._grid, all_losses=self._all_losses, model=self._model, measure=measure
+        )
         # The grid for the windows that there are.
         self._fitted = self._grid
         # The k2 of the update that was made last.
         self._reached: int | None = None
-        self._counts: dict[int, NDArray[np.int64]] = {}
+        self._counts = Counts(self._past, self._ranks)
         self._loaded_axes: list[int | None] | None = None
 
-    def _make_history(self) -> History:
-        policy = self._truncation
-        if isinstance(policy, Fixed):
-            return GridHistory(self._grid, to_grid=self._all_losses)
-        k1 = self._grid.k1
-        if isinstance(policy, Adaptive):
-            if k1 is None or self._all_losses:
-                raise ValueError(
-                    f"adaptive truncation chooses k2 for updates of k1 timesteps whose losses are new, got k1={k1}, "
-                    f'losses={"window" if self._all_losses else "new"}: pass a number for k1, and losses="new"'
-                )
-            return AdaptiveHistory(policy, self._grid, self._measure)
-        if not isinstance(policy, Random):
-            raise TypeError(f"truncation is ss.truncation.Fixed(), Random(mean) or Adaptive(bias), got {policy!r}")
-        if k1 is None or self._grid.k2 is not None or self._all_losses:
-            raise ValueError(
-                "random truncation has cuts instead of k2, after each of which losses are new once, got "
-                f"k1={k1}, k2={self._grid.k2}, losses={'window' if self._all_losses else 'new'}: pass a number for k1, "
-                'k2=None and losses="new"'
-            )
-        return RandomHistory(policy.with_unit(k1), self._model)
-
-    def _measure(self, probe: list[Window], state: Any, stride: int, lags: int) -> Influence:
-        tau = self._truncation.tau if isinstance(self._truncation, Adaptive) else None
-        model, loss, inputs, lane_axis = self._parts
-        return measure_influence(
-            model, loss, probe, inputs=inputs, state=state, stride=stride, lags=lags, tau=tau, lane_axis=lane_axis
-        )
+    @property
+    def segment(self) -> int | None:
+        """Timesteps whose activations live at once, as given or as a budget chose it; None: as the docs say."""
+        return self._segment
 
     @property
     def influence(self) -> Influence | None:
@@ -250,7 +245,7 @@ class TBPTT:
         first = next(windows, None)
         if first is None:
             return
-        grid = self._fit(first.token.window, longest)
+        grid = fit_grid(self._truncation, self._grid, first.token.window, longest)
         # Random cuts let go of windows sooner or later, and until then they are kept.
         fixed = isinstance(self._truncation, Fixed)
         if fixed and grid.k2 is None and access is None and first.token.window is not None:
@@ -261,6 +256,7 @@ class TBPTT:
         stream = stream_of(source)
         self._use_burn_in(stream)
         self._begin(grid, access, several=stream is not None and len(first.token.lane) < stream.lanes)
+        self._segment = self._budget.choose(source, first, grid, self._segment)
         every = itertools.chain([first], windows)
         try:
             yield from self._update_by_cohorts(every) if grid.k1 is None else self._update_on_grid(grid, every)
@@ -270,6 +266,31 @@ class TBPTT:
         finally:
             self._past.stop_rewinding()
             self._spill.clear()
+
+    def memory(self, source: Iterable[Window]) -> Memory:
+        """The bytes that an update is going to need, and its expected time, before anything runs.
+
+        The model runs forward and backward on a few timesteps of the first window, which leaves no trace.
+
+        Args:
+            source: A `StreamDataset`, `StreamLoader`, a DataLoader over a stream, or a list of windows.
+
+        Returns:
+            Activations, boundary states and inputs in bytes, the segment, and the time beside that of TBPTT(k1, k1).
+
+        Raises:
+            ValueError: The source cannot read its first window without being iterated, or has none; or the budget is
+                too little.
+        """
+        read = random_access(source)
+        if read is None or not len(source):  # type: ignore[arg-type]
+            raise ValueError(
+                f"the memory of an update is found from the first window, which a {type(source).__name__} does not "
+                "show: pass a StreamDataset, a StreamLoader or a list of windows"
+            )
+        first = source[0] if isinstance(source, list | tuple) else read(0)
+        grid = fit_grid(self._truncation, self._grid, first.token.window, longest_sequence(source))
+        return self._budget.memory(source, first, grid, self._segment)
 
     def backward(self, window: Window) -> Update | None:
         """The update of one window, for a loop that gets its windows itself; `k1` is the window's length.
@@ -322,16 +343,7 @@ class TBPTT:
         if clear:
             kept_bytes = KEPT_BYTES_OF_ALL if grid.k2 is None else KEPT_BYTES
             self._past = Past(access, kept_bytes, resets=self._cuts_at_resets)
-            self._counts.clear()
-
-    def _fit(self, window: int | None, longest: int | None) -> Grid:
-        """The grid for windows and sequences of given lengths."""
-        if not isinstance(self._truncation, Adaptive):
-            return self._grid.fit(window, longest)
-        # The largest k2 is a number, also where it is n.
-        k1 = self._grid.fit(window, longest).k1
-        numbers = [number for number in (self._grid.k2, longest) if number is not None]
-        return Grid(k1=k1, k2=None if not numbers else max(min(numbers), k1 or 1))
+            self._counts = Counts(self._past, self._ranks)
 
     def _arrive(self, window: Window, *, first: bool) -> int:
         """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
@@ -342,12 +354,8 @@ class TBPTT:
             self._history.clear()
             self._counts.clear()
         self._past.add(window)
-        self._counts[window.token.step] = self._count(window)
+        self._counts.add(window)
         return time
-
-    def _count(self, window: Window) -> NDArray[np.int64]:
-        """int64 [K], the valid timesteps of all lanes of all ranks."""
-        return self._ranks.total(window.mask.sum(1 - window.time_axis).cpu().numpy())
 
     def _update_on_grid(self, grid: Grid, windows: Iterable[Window]) -> Iterator[Update]:
         assert grid.k1 is not None
@@ -439,36 +447,17 @@ class TBPTT:
 
     def _num_losses(self, window: Window, moment: Moment) -> int:
         """How many losses an update has, over all lanes and ranks."""
-        since = self._since(moment)
+        since, where = self._since(moment), {"length": window.num_steps, "origin": self._timeline.origin}
         if since is not None:
-            return int(self._ranks.total(np.array([self._count_since(window, since, moment.stop)]))[0])
-        start = moment.time
-        if self._all_losses:
-            start = max(0, self._fitted.start(moment.time))
-        length, origin = window.num_steps, self._timeline.origin
-        total = 0
-        for step in range(start // length, -(-moment.stop // length)):
-            counts = self._counts.get(origin + step)
-            if counts is None:
-                counts = self._counts[origin + step] = self._count(self._past[origin + step])
-            total += int(counts[max(0, start - step * length) : moment.stop - step * length].sum())
-        return total
+            return self._counts.since(since, moment.stop, **where)
+        start = max(0, self._fitted.start(moment.time)) if self._all_losses else moment.time
+        return self._counts.between(start, moment.stop, **where)
 
     def _since(self, moment: Moment) -> NDArray[np.int64] | None:
         """int64 [B], when the losses of each lane begin to count, where that is not the same for all of them."""
         if not self._all_losses or self._fitted.k2 is not None:
             return None
         return np.where(moment.holding, moment.began, moment.time)
-
-    def _count_since(self, window: Window, since: NDArray[np.int64], stop: int) -> int:
-        """Valid timesteps from a time of each lane, int64 [B], on."""
-        length, count = window.num_steps, 0
-        for step in range(int(since.min()) // length, -(-stop // length)):
-            mask = self._past[self._timeline.origin + step].mask.cpu().numpy()
-            times = step * length + np.arange(length)
-            counts = (times >= since[:, None]) & (times < stop)
-            count += int(np.count_nonzero(mask & (counts if window.batch_first else counts.T)))
-        return count
 
     def _make(self, window: Window, moment: Moment, number: int) -> tuple[Tensor, int] | None:
         """Make an update of `number` losses; its mean loss and number of timesteps, where it is a whole one."""
@@ -501,8 +490,7 @@ class TBPTT:
             self._history.adapt(moment, self._past, self._timeline.origin, window.num_steps, self._ranks)
         oldest = self._timeline.origin + needed // window.num_steps
         self._past.forget_before(oldest)
-        for step in [step for step in self._counts if step < oldest]:
-            del self._counts[step]
+        self._counts.forget_before(oldest)
         return made
 
     def _borders(self, window: Window, start: Start, stop: int) -> set[int]:
@@ -531,7 +519,8 @@ class TBPTT:
             else:
                 uneven = uneven or bool(window.token.reset.any())
             step = window.token.step
-            valid += int(self._counts.pop(step).sum())
+            valid += self._counts.add(window)
+            self._counts.forget_before(step)
             length = window.num_steps
             most = self._segment or length
             # What comes last is run with its graph; whether a window is the last one shows when the next one comes.
