@@ -69,11 +69,11 @@ def reference(model, windows, k1, policy, step=None):
     return results
 
 
-def compare(name, stream, k1, policy, **options):
+def compare(name, stream, k1, policy, lr=0.05, **options):
     ours = make(name)
     theirs = copy.deepcopy(ours)
-    got = engine_updates(ours, stream, k1, None, sgd(ours), truncation=policy, **options)
-    assert_same(got, reference(theirs, list(stream), k1, policy, sgd(theirs)))
+    got = engine_updates(ours, stream, k1, None, sgd(ours, lr), truncation=policy, **options)
+    assert_same(got, reference(theirs, list(stream), k1, policy, sgd(theirs, lr)))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,9 +92,10 @@ def test_any_lengths_tails_and_segments(data):
     tail = data.draw(st.sampled_from(["pad", "pack"]))
     stream = make_stream(lengths, lanes=data.draw(st.integers(1, 3)), window=window, tail=tail)
     every = data.draw(st.one_of(st.none(), st.integers(1, 7)))
-    policy = ss.truncation.Random((every or k1) * 1.5, alpha=4.0, every=every, seed=data.draw(st.integers(0, 9)))
+    policy = ss.truncation.Random((every or k1) * 3, alpha=4.0, every=every, seed=data.draw(st.integers(0, 9)))
     name = data.draw(st.sampled_from(list(MODELS)))
-    compare(name, stream, k1, policy, segment=data.draw(st.one_of(st.none(), st.integers(1, 9))))
+    # Small steps: the weights of many units make large gradients.
+    compare(name, stream, k1, policy, lr=1e-4, segment=data.draw(st.one_of(st.none(), st.integers(1, 9))))
 
 
 def test_the_mean_over_many_seeds_is_the_gradient():
