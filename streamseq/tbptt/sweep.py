@@ -137,6 +137,8 @@ class Sweep:
                 end, loss = self._run(boundary.segment, start, first_time=False)
             total = total + self._backward(loss, end, gradient, num_timesteps)
             gradient = _gradient_of(start)
+            # Or their graph lives while the next segment is run.
+            del end, loss, boundary, start
             if self._records is not None and self._done.all_in_files and self._records.due():
                 self._records.save(Progress(len(self._done), total, gradient, progress.after))
                 self._done.drop_after(len(self._done))
