@@ -308,6 +308,8 @@ class StateToken(_FromRows):
 
     def broken_lane(self, previous: StateToken) -> int | None:
         """The first place in [0, B) whose lane does not follow `previous`, or None."""
+        if self._all_go_on_from(previous):
+            return None
         if self.lane.shape != previous.lane.shape or self.fingerprint != previous.fingerprint:
             joined = self.starts_anew
         else:
@@ -319,6 +321,17 @@ class StateToken(_FromRows):
             )
             joined |= self.starts_anew
         return None if joined.all() else int(np.argmin(joined))
+
+    def _all_go_on_from(self, previous: StateToken) -> bool:
+        """Whether every lane goes on in the sequence it was in, which is usual and seen at once."""
+        return (
+            self.segments is None
+            and self.fingerprint == previous.fingerprint
+            and self.start.tobytes() == previous.stop.tobytes()
+            and self.sequence.tobytes() == previous.sequence.tobytes()
+            and (self.lane is previous.lane or self.lane.tobytes() == previous.lane.tobytes())
+            and not previous.final.any()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The position of a stream that goes on after this window: the same as the stream's own `state_dict()`."""

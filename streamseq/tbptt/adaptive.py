@@ -101,7 +101,7 @@ class AdaptiveHistory(GridHistory):
         probe = [
             past[origin + step].cut(max(0, start - step * length), min(length, stop - step * length)) for step in steps
         ]
-        plain = ranks.everywhere(not any(past.borders(origin + step) for step in steps))
+        plain = ranks.everywhere(not any(past.marks(origin + step).borders for step in steps))
         stride = _stride(math.gcd(k1, length), self._probe // 2) if plain else 1
         lags = self._probe // 2 // stride * stride
         try:

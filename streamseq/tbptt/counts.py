@@ -32,7 +32,7 @@ class Counts:
 
     def _count(self, window: Window) -> Int64:
         """int64 [K], over lanes and ranks."""
-        return self._ranks.total(window.mask.sum(1 - window.time_axis).cpu().numpy())
+        return self._ranks.total(window.mask.cpu().numpy().sum(1 - window.time_axis))
 
     def between(self, start: int, stop: int, *, length: int, origin: int) -> int:
         """Valid timesteps at the times `[start, stop)`.

@@ -347,8 +347,7 @@ class TBPTT:
 
     def _arrive(self, window: Window, *, first: bool) -> int:
         """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
-        time = self._timeline.arrive(window)
-        anew = bool(window.token.starts_anew.all())
+        time, anew = self._timeline.arrive(window)
         if not time or (first and anew and not self._history.looks_past_resets):
             self._past.clear()
             self._history.clear()
@@ -412,25 +411,29 @@ class TBPTT:
         )
 
     def _moment(self, window: Window, offset: int, time: int, stop: int, began: NDArray[np.int64]) -> Moment:
-        token, newest = window.token, self._timeline.window
-        assert newest is not None
+        token = window.token
         if offset:
             began = self._timeline.began_at(token, offset)
-        left = newest.token.step - self._timeline.origin
-        held = newest.lengths.numpy() > stop - left * window.num_steps
         return Moment(
             time=time,
             stop=stop,
             began=began,
             # A lane that stopped inside its sequence holds a state for its next window.
             holding=(window.lengths.numpy() > offset) | ~(token.final | token.idle),
-            goes_on=held | ~(newest.token.final | newest.token.idle),
+            goes_on=partial(self._goes_on, stop),
             resets=partial(self._resets, time, stop, window.num_steps),
             lane=token.lane,
             epoch=token.epoch,
             # In the as-is split nothing goes on after the window.
             last=token.window is None and stop == window.num_steps,
         )
+
+    def _goes_on(self, stop: int) -> NDArray[np.bool_]:
+        """bool [B], lanes whose sequence goes on after a time in the newest window, or after its end."""
+        newest = self._timeline.window
+        assert newest is not None
+        begin = (newest.token.step - self._timeline.origin) * newest.num_steps
+        return (newest.lengths.numpy() > stop - begin) | ~(newest.token.final | newest.token.idle)
 
     def _resets(self, time: int, stop: int, length: int) -> dict[int, NDArray[np.bool_]]:
         """When sequences start in (time, stop), and in which lanes, bool [B]."""
@@ -467,7 +470,13 @@ class TBPTT:
         self._reached = self._history.grid.k2 if isinstance(self._history, GridHistory) else None
         borders = self._borders(window, start, moment.stop)
         new = start.time if self._all_losses else moment.time
-        course = Course(edits=start.edits, keep=start.keep, since=self._since(moment), resets=self._cuts_at_resets)
+        course = Course(
+            edits=start.edits,
+            keep=start.keep,
+            since=self._since(moment),
+            resets=self._cuts_at_resets,
+            full=self._ranks.alone and number == window.num_lanes * (moment.stop - new),
+        )
         scale = None if self._scaler is None else self._scaler.scale
         done = Boundaries(self._spill, self._boundary_memory)
         sweep = Sweep(self._model, self._replay, self._past, start.state, course, scale, done)
@@ -498,7 +507,7 @@ class TBPTT:
         length, origin = window.num_steps, self._timeline.origin
         borders = {*start.edits, *start.keep}
         for step in range(start.time // length, -(-stop // length)):
-            borders.update(step * length + offset for offset in self._past.borders(origin + step))
+            borders.update(step * length + offset for offset in self._past.marks(origin + step).borders)
         return borders
 
     def _update_by_cohorts(self, windows: Iterable[Window]) -> Iterator[Update]:
@@ -531,7 +540,7 @@ class TBPTT:
                 window=length,
                 origin=self._timeline.origin,
                 segment=min(most, length),
-                borders=[time + offset for offset in self._past.borders(step)],
+                borders=[time + offset for offset in self._past.marks(step).borders],
             ):
                 if pending and num_steps(pending) + num_steps(segment) > most:
                     sweep.advance(pending)

@@ -28,7 +28,7 @@ class Moment:
         time, stop: The times `[time, stop)` are new.
         began: int64 [B], the time at which what each lane holds at `time` began, its latest reset.
         holding: bool [B], lanes that hold something from `time` on, or hold a state for later.
-        goes_on: bool [B], lanes whose sequence goes on after `stop`.
+        goes_on: Gives the lanes whose sequence goes on after `stop`, bool [B].
         resets: Gives the times in (time, stop) at which sequences start, and in which lanes, bool [B].
         lane: int64 [B], global lane numbers.
         epoch: The epoch.
@@ -39,7 +39,7 @@ class Moment:
     stop: int
     began: Int64
     holding: Bool
-    goes_on: Bool
+    goes_on: Callable[[], Bool]
     resets: Callable[[], dict[int, Bool]]
     lane: Int64
     epoch: int

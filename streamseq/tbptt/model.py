@@ -106,6 +106,12 @@ class StatefulModel:
             )
         return losses.flatten(2).sum(2) if losses.ndim > 2 else losses
 
+    @staticmethod
+    def valid_sum(losses: Tensor, mask: Tensor) -> Tensor:
+        """The sum of the losses of the timesteps that a mask, bool of the same shape, has; 0-dim."""
+        # Not a product: what stands in the padding may be infinite.
+        return torch.where(mask, losses, losses.new_zeros(())).sum()
+
     def loss_sum(self, outputs: Any, window: Window, mask: Tensor | None = None) -> Tensor:
         """The sum of the losses of the valid timesteps, 0-dim.
 
@@ -117,9 +123,7 @@ class StatefulModel:
         Raises:
             TypeError, ValueError: As for `losses`.
         """
-        losses = self.losses(outputs, window)
-        # Not a product: what stands in the padding may be infinite.
-        return torch.where(window.mask if mask is None else mask, losses, losses.new_zeros(())).sum()
+        return self.valid_sum(self.losses(outputs, window), window.mask if mask is None else mask)
 
     def through(self, window: Window, state: Any) -> Iterator[tuple[Window, Any, Any]]:
         """Run a whole window, cut where sequences start or lanes stop inside it.

@@ -11,7 +11,7 @@ from streamseq.data.dataset import StreamDataset
 from streamseq.data.loader import StreamLoader
 from streamseq.data.window import Window
 from streamseq.tbptt.rewind import Rewind
-from streamseq.tbptt.stretches import inner_borders
+from streamseq.tbptt.stretches import Marks, marks_of
 
 # Of the windows that came last; where k2 is n, most are read again whatever is kept.
 KEPT_BYTES = 64 << 20
@@ -82,31 +82,37 @@ class Past:
         self._bytes = 0
         self._again: dict[int, Window] = {}
         self._again_bytes = 0
-        self._borders: dict[int, tuple[int, ...]] = {}
+        self._marks: dict[int, Marks] = {}
         self._rewind: Rewind | None = None
+        # No window before it is kept.
+        self._oldest = 0
 
     def add(self, window: Window) -> None:
         """Keep a window; the oldest ones go where there is no room and they can be read again."""
         step = window.token.step
         self._kept[step] = window
         self._bytes += _nbytes(window)
-        self._borders[step] = inner_borders(window, resets=self._resets)
+        self._marks[step] = marks_of(window, resets=self._resets)
         while self._bytes > self._kept_bytes and self._read is not None and len(self._kept) > 1:
             self._forget(next(iter(self._kept)))
 
     def forget_before(self, step: int) -> None:
         """Let go of windows before `step`."""
+        if self._oldest >= step:
+            return
+        self._oldest = step
         for old in [old for old in self._kept if old < step]:
             self._forget(old)
-        for old in [old for old in self._borders if old < step]:
-            del self._borders[old]
+        for old in [old for old in self._marks if old < step]:
+            del self._marks[old]
         self._clear_again()
 
     def clear(self) -> None:
         """Let go of everything."""
         self._kept.clear()
         self._bytes = 0
-        self._borders.clear()
+        self._marks.clear()
+        self._oldest = 0
         self._clear_again()
 
     def _clear_again(self) -> None:
@@ -116,11 +122,12 @@ class Past:
     def _forget(self, step: int) -> None:
         self._bytes -= _nbytes(self._kept.pop(step))
 
-    def borders(self, step: int) -> tuple[int, ...]:
-        """The offsets inside window `step` at which states are not those of the timestep before."""
-        if step not in self._borders:
-            self._borders[step] = inner_borders(self[step], resets=self._resets)
-        return self._borders[step]
+    def marks(self, step: int) -> Marks:
+        """Where the states of some lanes of window `step` are not those of the timestep before."""
+        marks = self._marks.get(step)
+        if marks is None:
+            marks = self._marks[step] = marks_of(self[step], resets=self._resets)
+        return marks
 
     def rewind(self, steps: Iterable[int]) -> None:
         """Say which windows are wanted next, and in which order: they are read ahead by a thread."""

@@ -117,7 +117,7 @@ class RandomHistory(History):
                 base = kept[time] if self._base is None else self._base
                 self._base = states.replace_lanes(base, lanes, kept[time], axes(base))
         self._cut = np.where(draw.by_cut, draw.since, -1)
-        return min(moment.stop, int(draw.since.min(initial=moment.stop, where=moment.goes_on)))
+        return min(moment.stop, int(draw.since.min(initial=moment.stop, where=moment.goes_on())))
 
     def clear(self) -> None:
         """See `History`."""

@@ -73,23 +73,49 @@ def steps_of(segment: Segment) -> list[int]:
     return list(dict.fromkeys(stretch.step for stretch in segment))
 
 
-def inner_borders(window: Window, *, resets: bool) -> tuple[int, ...]:
-    """Offsets inside a window at which the states of some lanes are not those of the timestep before.
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Where the states of some lanes of a window are not those of the timestep before.
+
+    Args:
+        borders: Offsets inside the window.
+        resets: Whether a lane starts anew with the window.
+        stops: Whether a lane stops inside its sequence.
+        longest: Timesteps of input of the lane that has most.
+    """
+
+    borders: tuple[int, ...]
+    resets: bool
+    stops: bool
+    longest: int
+
+
+def marks_of(window: Window, *, resets: bool) -> Marks:
+    """The marks of a window.
 
     Args:
         window: A window.
-        resets: Whether sequences that start inside it are among them; stops inside a sequence always are.
+        resets: Whether sequences that start inside it are borders; stops inside a sequence always are.
     """
     token = window.token
     found: set[int] = set()
     if resets and token.segments is not None:
         found.update(token.segments["offset"][token.segments["reset"]].tolist())
-    goes_on = ~(token.final | token.idle)
-    if goes_on.any():
-        lengths = window.lengths.numpy()[goes_on]
-        found.update(lengths[lengths < window.num_steps].tolist())
+    lengths = window.lengths.numpy()
+    stops = False
+    num_steps = window.num_steps
+    if lengths.min() < num_steps:
+        early = lengths[~(token.final | token.idle)]
+        early = early[early < num_steps]
+        stops = len(early) > 0
+        found.update(early.tolist())
     found.discard(0)
-    return tuple(sorted(found))
+    return Marks(tuple(sorted(found)), bool(token.starts_anew.any()), stops, int(lengths.max()))
+
+
+def inner_borders(window: Window, *, resets: bool) -> tuple[int, ...]:
+    """The offsets inside a window at which states are not those of the timestep before; see `marks_of`."""
+    return marks_of(window, resets=resets).borders
 
 
 def stopped(window: Window, offset: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

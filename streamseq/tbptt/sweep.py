@@ -37,12 +37,14 @@ class Course:
         since: int64 [B], the time from which each lane's losses count; None: as the stretches say.
         resets: Whether the state of lanes in which a sequence starts inside a window is replaced there; otherwise the
             model does that itself.
+        full: Whether every timestep of every lane counts, so that no mask is needed.
     """
 
     edits: Mapping[int, Edit] = field(default_factory=dict)
     keep: Collection[int] = ()
     since: NDArray[np.int64] | None = None
     resets: bool = True
+    full: bool = False
 
 
 class Sweep:
@@ -123,8 +125,10 @@ class Sweep:
             self._done.drop_after(progress.left)
         else:
             progress = self._turn(segment, num_timesteps)
-        self._past.rewind(step for each in reversed(self._done.segments) for step in steps_of(each))
         total, gradient = progress.total, progress.gradient
+        if not len(self._done):
+            return total
+        self._past.rewind(step for each in reversed(self._done.segments) for step in steps_of(each))
         while len(self._done):
             boundary = self._done.pop()
             counts = any(stretch.counts for stretch in boundary.segment)
@@ -155,7 +159,9 @@ class Sweep:
         start = self._leaves(self._state) if several else self._state
         end, loss = self._run(segment, start, first_time=True)
         total = self._backward(loss, end, None, num_timesteps)
-        return Progress(len(self._done), total, _gradient_of(start), self._moment() if several else None)
+        if not several:
+            return Progress(0, total, (), None)
+        return Progress(len(self._done), total, _gradient_of(start), self._moment())
 
     def _run(self, segment: Segment, state: Any, *, first_time: bool) -> tuple[Any, Tensor | None]:
         """The state after a segment, and the sum of the losses that count."""
@@ -192,9 +198,8 @@ class Sweep:
         window = self._past[stretch.step]
         if window.num_steps >= SHORT or window.token.segments is not None:
             return False
-        # A lane that stopped inside its sequence holds its state until its next window.
-        previous = self._past[before.step]
-        return not (window.token.reset.any() or stopped(previous, previous.num_steps - 1).any())
+        # A lane that stopped inside its sequence holds its state until its next window. An idle one changes nothing.
+        return not (self._past.marks(before.step).stops or window.token.reset.any())
 
     def _call(self, stretches: list[Stretch], state: Any) -> tuple[Any, Tensor | None]:
         stretch = stretches[0]
@@ -202,13 +207,16 @@ class Sweep:
         edit = self._course.edits.get(stretch.time)
         if edit is not None:
             state = edit(window, state)
-        if stretch.low == 0 or self._course.resets or state is None:
+        marks = self._past.marks(stretch.step)
+        if state is None or (
+            marks.resets if stretch.low == 0 else self._course.resets and stretch.low in marks.borders
+        ):
             state = self._model.enter(window, stretch.low, state)
         parts = []
         for each in stretches:
             window = self._past[each.step]
             # Where all lanes have ended nothing is computed: only resets follow.
-            high = min(each.high, int(window.lengths.max()))
+            high = min(each.high, self._past.marks(each.step).longest)
             if high > each.low:
                 parts.append(window.cut(each.low, high))
             if high < each.high:
@@ -220,8 +228,10 @@ class Sweep:
             after, loss = self._count(part, stretch.time, state)
         else:
             after, loss = self._model.advance(part, state), None
-        held = stopped(self._past[stretch.step], stretch.low)
-        return self._model.replace(part, after, held, state) if held.any() else after, loss
+        if marks.stops:
+            held = stopped(self._past[stretch.step], stretch.low)
+            after = self._model.replace(part, after, held, state) if held.any() else after
+        return after, loss
 
     def _count(self, part: Window, time: int, state: Any) -> tuple[Any, Tensor | None]:
         """The state after timesteps whose losses count, and their sum; None where only the state is wanted."""
@@ -233,15 +243,16 @@ class Sweep:
                 return quiet(part, state), None
             before = self._replay.noise()
         outputs, after = self._model.forward(part, state)
-        loss = self._model.loss_sum(outputs, part, self._mask(part, time))
+        losses = self._model.losses(outputs, part)
+        loss = losses.sum() if self._course.full else self._model.valid_sum(losses, self._mask(part, time))
         if before is not None:
             self._noisy = not self._replay.noise().same_as(before)
         return after, loss
 
-    def _mask(self, part: Window, time: int) -> Tensor | None:
-        """The timesteps of a part of a window that count, where lanes differ."""
+    def _mask(self, part: Window, time: int) -> Tensor:
+        """The timesteps of a part of a window that count."""
         if self._course.since is None:
-            return None
+            return part.mask
         late = torch.from_numpy(self._course.since - time)
         times = torch.arange(part.num_steps)
         counts = times >= late[:, None] if part.batch_first else times[:, None] >= late
@@ -254,7 +265,7 @@ class Sweep:
         if mean.requires_grad:
             roots.append(mean if self._scale is None else self._scale(mean))
             seeds.append(None)
-        for leaf, seed in zip(states.leaves(end), gradient or (), strict=False):
+        for leaf, seed in zip(states.leaves(end) if gradient else (), gradient or (), strict=True):
             if seed is not None and isinstance(leaf, Tensor) and leaf.requires_grad:
                 roots.append(leaf)
                 seeds.append(seed)

@@ -24,8 +24,8 @@ class Timeline:
         #: The newest window; None also after a resume.
         self.window: Window | None = None
 
-    def arrive(self, window: Window) -> int:
-        """Take a window up: check that it follows; return the time of its start.
+    def arrive(self, window: Window) -> tuple[int, bool]:
+        """Take a window up: check that it follows; return the time of its start, and whether all lanes start anew.
 
         Raises:
             ContinuityError: It does not follow the window before on some lane.
@@ -33,8 +33,10 @@ class Timeline:
         """
         token = window.token
         anew = token.starts_anew
-        check_follows(token, None if anew.all() else self.token)
-        if self.token is not None and token.switches != self.token.switches and not anew.all():
+        all_anew = bool(anew.all())
+        if not all_anew:
+            check_follows(token, self.token)
+        if self.token is not None and token.switches != self.token.switches and not all_anew:
             raise ValueError(
                 f"the stream was rewindowed: the windows before have {self.token.window} timesteps and other numbers, "
                 "and the grid of updates cannot go on across that: change the window at the start of an epoch "
@@ -43,9 +45,12 @@ class Timeline:
         began = self._began_after()
         self.origin = token.step if token.window is None else 0
         time = (token.step - self.origin) * window.num_steps
-        self.began = np.full(len(anew), time) if anew.all() else np.where(anew, time, began)
+        if all_anew:
+            self.began = np.full(len(anew), time)
+        else:
+            self.began = np.where(anew, time, began) if anew.any() else began
         self.token, self.window = token, window
-        return time
+        return time, all_anew
 
     def _began_after(self) -> Int64:
         token = self.token
