@@ -151,6 +151,10 @@ def _setting(
 @_setting("--lanes", int, "32", "Sequences side by side.")
 @_setting("--window", int, "k1, or 256 where k1 is n", "Timesteps read at once.")
 @_setting("--segment", int, "as ss.TBPTT has it", "Timesteps whose activations live at once.")
+@_setting(
+    "--memory", str, "none", 'A budget for an update, such as "500MB", that chooses the segment.', metavar="BYTES"
+)
+@_setting("--burn-in", int, "0", "Timesteps run before a lane that starts in the middle of a sequence.")
 @_setting("--field", str, "x", "The field that is learnt: one byte a timestep.")
 @_setting(
     "--layout",

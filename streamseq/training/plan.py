@@ -97,6 +97,7 @@ def plan(
         >>> found.windows, found.updates, found.memory.segment
         (26, 26, 32)
     """
+    memory = settings.memory if memory is None else memory
     budget = None if memory is None else parse_bytes(memory)
     if budget is not None and settings.segment is not None:
         raise ValueError(

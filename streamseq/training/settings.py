@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 
 from streamseq.core.grid import Grid
+from streamseq.core.sizes import parse_bytes
 
 # What may be another at each resume: it does not decide the parameters, or no more than their last bits.
 _FREE = frozenset({"threads", "device", "log_every", "evaluate_every", "checkpoint_every"})
@@ -25,6 +26,8 @@ class TrainingSettings:
         lanes: Sequences side by side, B.
         window: Timesteps read at once; None: k1, or 256 where k1 is n.
         segment: Timesteps whose activations live at once; None: as `TBPTT` has it.
+        memory: A budget for an update such as "500MB", which chooses the segment; None: none.
+        burn_in: Timesteps that are run before the start of a lane in the middle of a sequence, to find its state.
         field: The field of the store that is learnt: one byte a timestep.
         layout: "sequences" or "even", see `StreamDataset`; None: "even" where there are fewer sequences than lanes
             and k1 and k2 are not n.
@@ -53,6 +56,8 @@ class TrainingSettings:
     lanes: int = 32
     window: int | None = None
     segment: int | None = None
+    memory: int | str | None = None
+    burn_in: int = 0
     field: str = "x"
     layout: str | None = None
     shuffle: bool = True
@@ -84,6 +89,10 @@ class TrainingSettings:
             value = getattr(self, name)
             _check(name, value, value is None or value >= 1, "at least 1")
         _check("updates", self.updates, self.updates is None or self.updates >= 0, "at least 0")
+        _check("burn_in", self.burn_in, self.burn_in >= 0, "at least 0")
+        if self.memory is not None:
+            _check("memory", self.memory, self.segment is None, "given without segment, which it chooses")
+            parse_bytes(self.memory)
         _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
         _check("held_out", self.held_out, 0 <= self.held_out < 1, "a share in [0, 1)")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "a number above 0")

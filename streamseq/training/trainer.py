@@ -134,6 +134,8 @@ class _Trainer:
             k2=settings.k2,
             inputs=settings.field,
             segment=settings.segment,
+            memory=settings.memory,
+            burn_in=settings.burn_in,
         )
         self._metrics = MetricsLog(folder / METRICS)
         self._checkpoint = folder / CHECKPOINT

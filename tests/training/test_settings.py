@@ -45,6 +45,9 @@ def test_what_decides_the_parameters_is_bound_and_the_rest_is_free():
         ({"clip": 0.0}, "clip is above 0"),
         ({"warmup": -1}, "warmup is at least 0"),
         ({"checkpoint_every": 0}, "checkpoint_every is at least 1"),
+        ({"burn_in": -1}, "burn_in is at least 0"),
+        ({"memory": "1MB", "segment": 4}, "memory is given without segment"),
+        ({"memory": "much"}, "a size is"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

@@ -98,6 +98,19 @@ def test_the_trainer_does_what_a_loop_of_the_same_parts_does(tmp_path):
     assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_budget_and_a_burn_in_reach_the_engine(tmp_path):
+    store = make_store([400] * 3)
+    plain = make_settings(k1=16, k2=64, lanes=4, layout="even", epochs=1)
+    results = [
+        train(store, tmp_path / name, replace(plain, **change))
+        for name, change in (("plain", {}), ("memory", {"memory": "1MB"}), ("burnt", {"burn_in": 24}))
+    ]
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-4)
+    assert results[2].loss != pytest.approx(results[0].loss, rel=1e-5)
+    with pytest.raises(ValueError, match="too little"):
+        train(store, tmp_path / "little", replace(plain, memory="1kB"))
+
+
 def test_evaluations_come_at_their_updates_and_at_the_end(tmp_path):
     result = train(make_store(), tmp_path / "out", make_settings(updates=12, evaluate_every=5))
     assert [row["update"] for row in rows(tmp_path / "out", "evaluate")] == [5, 10, 12]
