@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +20,6 @@ from streamseq.core.errors import ResumeError
 from streamseq.core.grid import Grid
 from streamseq.core.settings import at_least
 from streamseq.core.sizes import parse_bytes
-from streamseq.core.tokens import StateToken
 from streamseq.core.truncation import Fixed, Truncation
 from streamseq.data.carry import pack_token, unpack_token
 from streamseq.data.dataset import StreamDataset
@@ -36,39 +34,20 @@ from streamseq.tbptt.history import GridHistory, Moment, Start
 from streamseq.tbptt.influence import Influence
 from streamseq.tbptt.memory import Memory
 from streamseq.tbptt.model import Inputs, StatefulModel
+from streamseq.tbptt.moments import make_moment
 from streamseq.tbptt.past import KEPT_BYTES, KEPT_BYTES_OF_ALL, Past, longest_sequence, random_access, stream_of
 from streamseq.tbptt.policies import fit_grid, make_history, measurer
 from streamseq.tbptt.ranks import Ranks, ranks_of, unwrapped
-from streamseq.tbptt.records import Records
+from streamseq.tbptt.records import begin_records
 from streamseq.tbptt.replay import Replay
-from streamseq.tbptt.spill import Spill, checksum
-from streamseq.tbptt.stretches import Segment, cut_stretches, num_steps, resets_at
+from streamseq.tbptt.spill import Spill
+from streamseq.tbptt.stretches import Segment, cut_stretches, num_steps
 from streamseq.tbptt.sweep import Course, Sweep
 from streamseq.tbptt.timeline import Timeline
-
-_log = logging.getLogger("streamseq.tbptt")
+from streamseq.tbptt.update import Update
 
 _LOSSES = ("new", "window")
 _RESETS = ("cut", "model")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Update:
-    """One update, whose gradient is in the parameters' `.grad`.
-
-    Args:
-        loss: The mean over the update's valid timesteps, 0-dim, detached.
-        num_timesteps: How many those are, over all lanes and ranks.
-        token: Of the window that the update ends in.
-        at_window_end: Whether nothing of that window is left for another update: the time to save a checkpoint.
-        k2: Timesteps that back-propagation reached at most; None: n, or as random cuts have it.
-    """
-
-    loss: Tensor
-    num_timesteps: int
-    token: StateToken
-    at_window_end: bool
-    k2: int | None
 
 
 class TBPTT:
@@ -377,7 +356,7 @@ class TBPTT:
 
     def _update_of_group(self, group: _Group, stop: int) -> Iterator[Update]:
         """The update of several whole windows."""
-        moment = self._moment(group.window, 0, group.time, stop, group.began)
+        moment = make_moment(self._timeline, self._past, group.window, 0, group.time, stop, group.began)
         done = self._make(group.window, moment, self._num_losses(group.window, moment))
         if done is not None:
             yield self._update(done, at_window_end=True)
@@ -386,7 +365,15 @@ class TBPTT:
         """The updates of one window, `k1` timesteps each."""
         lows = range(0, window.num_steps, k1)
         moments = [
-            self._moment(window, low, time + low, time + min(low + k1, window.num_steps), self._timeline.began)
+            make_moment(
+                self._timeline,
+                self._past,
+                window,
+                low,
+                time + low,
+                time + min(low + k1, window.num_steps),
+                self._timeline.began,
+            )
             for low in lows
         ]
         losses = [self._num_losses(window, moment) for moment in moments]
@@ -409,44 +396,6 @@ class TBPTT:
         return Update(
             loss=loss, num_timesteps=count, token=self._timeline.token, at_window_end=at_window_end, k2=self._reached
         )
-
-    def _moment(self, window: Window, offset: int, time: int, stop: int, began: NDArray[np.int64]) -> Moment:
-        token = window.token
-        if offset:
-            began = self._timeline.began_at(token, offset)
-        return Moment(
-            time=time,
-            stop=stop,
-            began=began,
-            # A lane that stopped inside its sequence holds a state for its next window.
-            holding=(window.lengths.numpy() > offset) | ~(token.final | token.idle),
-            goes_on=partial(self._goes_on, stop),
-            resets=partial(self._resets, time, stop, window.num_steps),
-            lane=token.lane,
-            epoch=token.epoch,
-            # In the as-is split nothing goes on after the window.
-            last=token.window is None and stop == window.num_steps,
-        )
-
-    def _goes_on(self, stop: int) -> NDArray[np.bool_]:
-        """bool [B], lanes whose sequence goes on after a time in the newest window, or after its end."""
-        newest = self._timeline.window
-        assert newest is not None
-        begin = (newest.token.step - self._timeline.origin) * newest.num_steps
-        return (newest.lengths.numpy() > stop - begin) | ~(newest.token.final | newest.token.idle)
-
-    def _resets(self, time: int, stop: int, length: int) -> dict[int, NDArray[np.bool_]]:
-        """When sequences start in (time, stop), and in which lanes, bool [B]."""
-        resets = {}
-        for step in range(time // length, -(-stop // length)):
-            window = self._past[self._timeline.origin + step]
-            offsets = [0] if window.token.segments is None else sorted({0, *window.token.segments["offset"].tolist()})
-            for offset in offsets:
-                at = step * length + offset
-                lanes = resets_at(window, offset)
-                if time < at < stop and lanes.any():
-                    resets[at] = lanes
-        return resets
 
     def _num_losses(self, window: Window, moment: Moment) -> int:
         """How many losses an update has, over all lanes and ranks."""
@@ -561,24 +510,9 @@ class TBPTT:
         if self._burn_in is not None:
             self._burn_in.forget()
         if self._spill_to is not None:
-            token = window.token
-            if self._parameters is None:
-                raise ValueError(
-                    "an update is taken up again with its gradients, and a model that is a function does not say of "
-                    "what: pass parameters="
-                )
-            # Each rank has lanes of its own.
-            spill = self._lasting = Spill(self._spill_to / f"lane-{int(token.lane[0])}")
-            key = {
-                **self._settings(),
-                **{name: getattr(token, name) for name in ("fingerprint", "version", "epoch", "step", "window")},
-                "lanes": len(token.lane),
-                "segment": self._segment,
-                "parameters": checksum([*self._parameters, *self._replay.buffers()]),
-            }
-            if spill.begin(key):
-                _log.info("going on with an update that was begun before, from %s", self._spill_to)
-            records = Records(spill, self._parameters)
+            settings = {**self._settings(), "segment": self._segment}
+            records = begin_records(self._spill_to, window.token, settings, self._parameters, self._replay)
+            spill = self._lasting = records.spill
         scale = None if self._scaler is None else self._scaler.scale
         done = Boundaries(spill, self._boundary_memory)
         course = Course(resets=self._cuts_at_resets)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from streamseq.core.tokens import StateToken
 from streamseq.tbptt.boundaries import pack_moment, unpack_moment
-from streamseq.tbptt.replay import Moment
-from streamseq.tbptt.spill import Spill
+from streamseq.tbptt.replay import Moment, Replay
+from streamseq.tbptt.spill import Spill, checksum
+
+_log = logging.getLogger("streamseq.tbptt")
 
 # From one record to the next.
 SECONDS = 30.0
@@ -42,7 +48,7 @@ class Records:
     """
 
     def __init__(self, spill: Spill, parameters: Sequence[Tensor]) -> None:
-        self._spill = spill
+        self.spill = spill
         self._parameters = parameters
         self._saved = time.monotonic()
         found = spill.read_progress()
@@ -64,7 +70,7 @@ class Records:
 
     def save(self, progress: Progress) -> None:
         """Save progress, and the gradients so far."""
-        self._spill.write_progress(
+        self.spill.write_progress(
             {
                 "left": progress.left,
                 "total": progress.total,
@@ -81,3 +87,41 @@ class Records:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         return self.progress
+
+
+def begin_records(
+    folder: Path,
+    token: StateToken,
+    settings: Mapping[str, Any],
+    parameters: Sequence[Tensor] | None,
+    replay: Replay,
+) -> Records:
+    """The records of an update that begins with a window; those of another process, where it began the same one.
+
+    Args:
+        folder: Where they lie.
+        token: Of the window.
+        settings: What decides the update besides, plain values.
+        parameters: That are trained.
+        replay: Of the model.
+
+    Raises:
+        CorruptionError: What another process saved is not what it wrote.
+        ValueError: The parameters are not known.
+    """
+    if parameters is None:
+        raise ValueError(
+            "an update is taken up again with its gradients, and a model that is a function does not say of what: pass "
+            "parameters="
+        )
+    # Each rank has lanes of its own.
+    spill = Spill(folder / f"lane-{int(token.lane[0])}")
+    key = {
+        **settings,
+        **{name: getattr(token, name) for name in ("fingerprint", "version", "epoch", "step", "window")},
+        "lanes": len(token.lane),
+        "parameters": checksum([*parameters, *replay.buffers()]),
+    }
+    if spill.begin(key):
+        _log.info("going on with an update that was begun before, from %s", folder)
+    return Records(spill, parameters)

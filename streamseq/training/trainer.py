@@ -18,7 +18,8 @@ from streamseq.core.errors import ResumeError, StreamseqError
 from streamseq.data.loader import StreamLoader
 from streamseq.storage.interface import Store
 from streamseq.storage.store import open as open_store
-from streamseq.tbptt.engine import TBPTT, Update
+from streamseq.tbptt.engine import TBPTT
+from streamseq.tbptt.update import Update
 from streamseq.training.build import Streams, build_model, build_streams, planned_updates
 from streamseq.training.checkpoint import HasState, check_settings, load_checkpoint, read_checkpoint, save_checkpoint
 from streamseq.training.curves import draw_curves
