@@ -49,9 +49,14 @@ class AdaptiveHistory(GridHistory):
         self._largest = self._probe = grid.k1
         self._updates = 0
         self._measured_in: int | None = None
+        self._resumed = False
 
-    def fit(self, grid: Grid) -> None:
+    def fit(self, grid: Grid, *, anew: bool) -> None:
         """Take the largest k2 for the windows that there are.
+
+        Args:
+            grid: With it.
+            anew: Whether windows are iterated anew, which are measured once, or again and again, as the policy says.
 
         Raises:
             ValueError: It is not known, as k2 is n.
@@ -67,13 +72,9 @@ class AdaptiveHistory(GridHistory):
         self._probe = -(-self._policy.probe_length(self._largest) // k1) * k1
         self._reach = max(self._largest, self._probe + k1)
         self.grid = Grid(k1=k1, k2=self._chosen or self._largest)
-
-    def clear(self) -> None:
-        """See `History`."""
-        super().clear()
-        if self._policy.every is None:
-            # An epoch begins.
+        if anew and not self._resumed and self._policy.every is None:
             self._measured_in = None
+        self._resumed = False
 
     def due(self, moment: Moment) -> bool:
         """Whether k2 is to be measured anew after an update."""
@@ -141,6 +142,7 @@ class AdaptiveHistory(GridHistory):
         """See `History`."""
         super().load_state_dict(state)
         self._chosen, self._updates, self._measured_in = state["k2"], state["updates"], state["measured_in"]
+        self._resumed = True
 
 
 def _stride(most: int, lags: int) -> int:

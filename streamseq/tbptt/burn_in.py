@@ -17,6 +17,7 @@ from streamseq.data.before import read_before
 from streamseq.data.dataset import StreamDataset
 from streamseq.data.window import Window
 from streamseq.tbptt.model import Inputs, StatefulModel
+from streamseq.tbptt.ranks import unwrapped
 from streamseq.tbptt.replay import Replay
 from streamseq.tbptt.stretches import inner_borders
 
@@ -121,6 +122,7 @@ def burn_in(
         >>> burn_in(count, stream, stream[2], timesteps=4)
         tensor([4.], dtype=torch.float64)
     """
+    model = unwrapped(model)
     called = StatefulModel(model, _no_loss, inputs, lane_axis)
     return BurnIn(called, Replay(model), stream, timesteps).state(window, 0, called.initial(window.num_lanes))
 

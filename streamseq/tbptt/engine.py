@@ -67,7 +67,8 @@ class TBPTT:
             `advance(inputs, state) -> state`, timesteps that only carry the state take that way. Of one that is
             wrapped in `DistributedDataParallel` the module inside is run: gradients are added up here, once an update.
         loss: `loss(outputs, window) -> [B, K]` (or [K, B]), one loss per timestep, or [B, K, ...], summed over the
-            rest. The window is cut to the timesteps of the outputs.
+            rest. The window is cut to the timesteps of the outputs. What it gives for padding may be anything, as
+            long as its derivative is finite.
         k1: Timesteps between updates: divides the window, is a multiple of it, or is n (None). With the as-is split
             any k1 fits, and counts from the start of each sequence.
         k2: Timesteps that back-propagation reaches; None: n.
@@ -82,6 +83,7 @@ class TBPTT:
             instead of k2, which is n then; `Adaptive(bias)`, by the smallest multiple of k1, up to k2, with which the
             estimated bias is below a wish. What it measures is in `influence` and in the log "streamseq.tbptt".
         lane_axis: The axis of the state's tensors that counts lanes, an int or a pytree like the state's; None: found.
+            What has none is the same for all lanes, and is initial again only where all of them start anew.
         resets: What happens where a sequence starts inside a window (tail="pack"): "cut": the window is cut there and
             the states of these lanes begin anew; "model": the model does that itself, by `token.resets` or
             `token.cu_seqlens`.
@@ -161,6 +163,7 @@ class TBPTT:
         self._cuts_at_resets = resets == "cut"
         self._accumulate = accumulate
         self._scaler = check_scaler(scaler)
+        self._autocast = autocast
         self._wrapped = model
         self._process_group = process_group
         inner = unwrapped(model)
@@ -179,7 +182,7 @@ class TBPTT:
         self._past = Past(None)
         self._timeline = Timeline()
         self._truncation: Truncation = Fixed() if truncation is None else truncation
-        measure = measurer(self._truncation, inner, loss, inputs, lane_axis)
+        measure = measurer(self._truncation, inner, loss, inputs, lane_axis, autocast)
         self._history = make_history(
             self._truncation, self._grid, all_losses=self._all_losses, model=self._model, measure=measure
         )
@@ -245,6 +248,7 @@ class TBPTT:
         finally:
             self._past.stop_rewinding()
             self._spill.clear()
+            self._gradients.restore()
 
     def memory(self, source: Iterable[Window]) -> Memory:
         """The bytes that an update is going to need, and its expected time, before anything runs.
@@ -294,11 +298,16 @@ class TBPTT:
                 f"accumulate={self._accumulate} for {window.num_steps} timesteps: pass k1={window.num_steps}, a number "
                 "for k2 and accumulate=1, or use updates()"
             )
-        grid = Grid(k1=k1, k2=None if whole else self._grid.k2)
+        grid = Grid(k1=k1, k2=self._grid.k2)
         if self._burn_in_timesteps and self._burn_in is None:
             self._use_burn_in(None)
         self._begin(grid, None, several=False, clear=False)
-        return next(self._update_on_grid(grid, [window]), None)
+        # Windows of another source are not these.
+        self._past.leave_source()
+        try:
+            return next(self._update_on_grid(grid, [window]), None)
+        finally:
+            self._spill.clear()
 
     def _use_burn_in(self, stream: StreamDataset | None) -> None:
         if not self._burn_in_timesteps:
@@ -316,7 +325,7 @@ class TBPTT:
         self._gradients = Gradients(self._parameters, self._ranks, self._accumulate)
         self._fitted = grid
         if isinstance(self._history, AdaptiveHistory):
-            self._history.fit(grid)
+            self._history.fit(grid, anew=clear)
         elif isinstance(self._history, GridHistory):
             self._history.grid = grid
         if clear:
@@ -326,10 +335,10 @@ class TBPTT:
 
     def _arrive(self, window: Window, *, first: bool) -> int:
         """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
-        time, anew = self._timeline.arrive(window)
-        if not time or (first and anew and not self._history.looks_past_resets):
+        time, anew, next_one = self._timeline.arrive(window)
+        if not time or (first and anew and not (next_one and self._history.looks_past_resets)):
             self._past.clear()
-            self._history.clear()
+            self._history.clear(time)
             self._counts.clear()
         self._past.add(window)
         self._counts.add(window)
@@ -402,7 +411,9 @@ class TBPTT:
         since, where = self._since(moment), {"length": window.num_steps, "origin": self._timeline.origin}
         if since is not None:
             return self._counts.since(since, moment.stop, **where)
-        start = max(0, self._fitted.start(moment.time)) if self._all_losses else moment.time
+        start = moment.time
+        if self._all_losses and isinstance(self._history, GridHistory):
+            start = self._history.losses_since(moment)
         return self._counts.between(start, moment.stop, **where)
 
     def _since(self, moment: Moment) -> NDArray[np.int64] | None:
@@ -510,7 +521,14 @@ class TBPTT:
         if self._burn_in is not None:
             self._burn_in.forget()
         if self._spill_to is not None:
-            settings = {**self._settings(), "segment": self._segment}
+            settings = {
+                **self._settings(),
+                "segment": self._segment,
+                "accumulate": self._accumulate,
+                "burn_in": self._burn_in_timesteps,
+                "autocast": str(self._autocast),
+                "scale": None if self._scaler is None else self._scaler.get_scale(),
+            }
             records = begin_records(self._spill_to, window.token, settings, self._parameters, self._replay)
             spill = self._lasting = records.spill
         scale = None if self._scaler is None else self._scaler.scale
@@ -520,13 +538,16 @@ class TBPTT:
 
     def _update_of_cohort(self, sweep: Sweep, last: Segment, valid: int) -> Iterator[Update]:
         if not valid:
+            self._spill.clear()
             return
         done = self._gradients.add(sweep.finish(last, self._gradients.divisor(valid)), valid)
-        if done is not None:
-            yield self._update(done, at_window_end=True)
-        # Not before the next one is asked for: the optimizer may not have made its step yet.
-        if self._lasting is not None:
-            self._lasting.clear()
+        try:
+            if done is not None:
+                yield self._update(done, at_window_end=True)
+        finally:
+            # Not before the next one is asked for, or nobody asks: the optimizer may not have made its step yet.
+            if self._lasting is not None:
+                self._lasting.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """What the next update goes on from, for `torch.load(weights_only=True)`; whole at `at_window_end`.
@@ -578,7 +599,9 @@ class TBPTT:
         timeline.token = unpack_token(state["token"])
         timeline.began = state["began"].cpu().numpy()
         self._history.load_state_dict(state["history"])
-        self._loaded_axes = next((each["state"]["axes"] for each in state["history"]["kept"]), None)
+        self._loaded_axes = next(
+            (each["state"]["axes"] for each in state["history"]["kept"] if each["state"] is not None), None
+        )
         self._past.clear()
         self._counts.clear()
 

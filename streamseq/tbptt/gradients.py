@@ -31,7 +31,7 @@ class Gradients:
                 "gradients of several ranks or back-propagations are put together parameter by parameter, and a model "
                 "that is a function does not say which there are: pass parameters="
             )
-        self._parameters = list(parameters or ())
+        self._parameters = [each for each in parameters or () if each.requires_grad]
         self._ranks = ranks
         self._accumulate = accumulate
         self._before: list[Tensor | None] | None = None
@@ -56,6 +56,15 @@ class Gradients:
         self._count += count
         return self.finish() if self._number == self._accumulate else None
 
+    def restore(self) -> None:
+        """Give back the gradients that were there, where an update was begun and not ended."""
+        if self._before is None:
+            return
+        for parameter, before in zip(self._parameters, self._before, strict=True):
+            parameter.grad = before
+        self._number = self._count = 0
+        self._loss = self._before = None
+
     def finish(self) -> tuple[Tensor, int] | None:
         """The update's mean loss and number of timesteps, of what there is so far; None where there is nothing."""
         if self._loss is None:
@@ -79,9 +88,9 @@ class Gradients:
 def parameters_of(model: Any, given: Iterable[Tensor] | None) -> list[Tensor] | None:
     """The parameters that are trained: those that were given, or those of a module; None where they are not known."""
     if given is not None:
-        return [each for each in given if each.requires_grad]
+        return list(given)
     if isinstance(model, nn.Module):
-        return [each for each in model.parameters() if each.requires_grad]
+        return list(model.parameters())
     return None
 
 

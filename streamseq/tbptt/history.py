@@ -31,6 +31,7 @@ class Moment:
         goes_on: Gives the lanes whose sequence goes on after `stop`, bool [B].
         resets: Gives the times in (time, stop) at which sequences start, and in which lanes, bool [B].
         lane: int64 [B], global lane numbers.
+        index: Where the numbers of places in time begin, which are unlike in one epoch.
         epoch: The epoch.
         last: Whether nothing goes on after it.
     """
@@ -42,6 +43,7 @@ class Moment:
     goes_on: Callable[[], Bool]
     resets: Callable[[], dict[int, Bool]]
     lane: Int64
+    index: int
     epoch: int
     last: bool = False
 
@@ -92,8 +94,8 @@ class History(ABC):
         """
 
     @abstractmethod
-    def clear(self) -> None:
-        """Forget: every lane starts anew."""
+    def clear(self, time: int) -> None:
+        """Forget: every lane starts anew at a time, and nothing before it matters."""
 
     @abstractmethod
     def state_dict(self, axes: Callable[[Any], Any], lanes: int) -> dict[str, Any]:
@@ -118,6 +120,8 @@ class GridHistory(History):
         # How far back states are kept, where k2 may change; None: only that from which the next update starts.
         self._reach: int | None = None
         self._kept: dict[int, Any] = {}
+        # When every lane started anew with nothing before that matters: the start of the epoch.
+        self._first = 0
 
     @property
     def looks_past_resets(self) -> bool:  # type: ignore[override]
@@ -130,14 +134,18 @@ class GridHistory(History):
         if self.grid.k2 is None:
             return Start(time=reset)
         keep = self._keep(moment)
-        time = max(0, self.grid.start(moment.time)) if self._to_grid else self.grid.start(moment.time)
-        if time <= (0 if self._to_grid else reset):
+        time = self.losses_since(moment) if self._to_grid else self.grid.start(moment.time)
+        if time <= (self._first if self._to_grid else reset):
             # Every lane whose loss counts starts at its reset.
             return Start(time=time if self._to_grid else reset, keep=keep)
         if time not in self._kept and self._reach is not None:
             # k2 has grown to before the states that are kept.
             time = min((each for each in self._kept if each > time), default=moment.time)
         return Start(time=time, state=self._kept[time], keep=keep)
+
+    def losses_since(self, moment: Moment) -> int:
+        """From when on losses count, where all since the start of back-propagation do: the same for all lanes."""
+        return max(self._first, self.grid.start(moment.time))
 
     def _keep(self, moment: Moment) -> list[int]:
         # In the as-is split nothing goes on after the window.
@@ -156,9 +164,10 @@ class GridHistory(History):
         self._kept = {time: state for time, state in {**self._kept, **kept}.items() if time in keep}
         return max(0, min(keep, default=moment.stop))
 
-    def clear(self) -> None:
+    def clear(self, time: int) -> None:
         """See `History`."""
         self._kept.clear()
+        self._first = time
 
     def state_dict(self, axes: Callable[[Any], Any], lanes: int) -> dict[str, Any]:
         """See `History`."""
@@ -167,3 +176,4 @@ class GridHistory(History):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `History`."""
         self._kept = {each["time"]: states.unpack(each["state"]) for each in state["kept"]}
+        self._first = 0

@@ -17,6 +17,7 @@ from streamseq.data import state as states
 from streamseq.data.carry import check_follows
 from streamseq.data.window import Window
 from streamseq.tbptt.model import Inputs, StatefulModel
+from streamseq.tbptt.ranks import unwrapped
 from streamseq.tbptt.replay import Replay
 from streamseq.tbptt.stretches import inner_borders, resets_at, stopped
 
@@ -86,6 +87,7 @@ def measure_influence(
     ends: int = 8,
     tau: int | None = None,
     lane_axis: Any = None,
+    autocast: torch.dtype | None = None,
 ) -> Influence:
     """Back-propagate a few losses of a probe through all of its states before them (Aicher, Foti & Fox 2019).
 
@@ -105,6 +107,7 @@ def measure_influence(
         ends: How many timesteps of the probe the losses are taken at, evenly spaced where all lags are there.
         tau: The lag in timesteps from which the decay is taken to be geometric; None: half the longest one.
         lane_axis: See `streamseq.Carry`.
+        autocast: As for `TBPTT`.
 
     Raises:
         ContinuityError: A window does not follow the one before.
@@ -134,11 +137,12 @@ def measure_influence(
         raise ValueError(f"an influence is measured from at least one loss, got ends={ends}")
     units = [_Unit(w, low, low + stride) for w in probe for low in range(0, w.num_steps, stride)]
     sums = _Sums(most // stride)
+    model = unwrapped(model)
     replay = Replay(model)
     moment = replay.moment()
     try:
         with torch.enable_grad(), replay.without_effect():
-            graph = _Graph(StatefulModel(model, loss, inputs, lane_axis), state)
+            graph = _Graph(StatefulModel(model, loss, inputs, lane_axis, autocast), state)
             chosen = _choose_ends(units, sums.num_lags, ends)
             for number, unit in enumerate(units):
                 graph.run(unit, with_loss=number in chosen)

@@ -107,10 +107,12 @@ class StatefulModel:
         return losses.flatten(2).sum(2) if losses.ndim > 2 else losses
 
     @staticmethod
-    def valid_sum(losses: Tensor, mask: Tensor) -> Tensor:
-        """The sum of the losses of the timesteps that a mask, bool of the same shape, has; 0-dim."""
-        # Not a product: what stands in the padding may be infinite.
-        return torch.where(mask, losses, losses.new_zeros(())).sum()
+    def valid_sum(losses: Tensor, mask: Tensor | None) -> Tensor:
+        """The sum of the losses of the timesteps that a mask, bool of the same shape, has (None: all); 0-dim."""
+        # Not a product: what stands in the padding may be infinite. (Its derivative must not, or it becomes 0 * inf.)
+        counted = losses if mask is None else torch.where(mask, losses, losses.new_zeros(()))
+        # Thousands of losses do not fit into 16 bits.
+        return counted.sum(dtype=torch.float32) if losses.dtype in (torch.float16, torch.bfloat16) else counted.sum()
 
     def loss_sum(self, outputs: Any, window: Window, mask: Tensor | None = None) -> Tensor:
         """The sum of the losses of the valid timesteps, 0-dim.

@@ -42,6 +42,8 @@ def make_moment(
         goes_on=partial(_goes_on, timeline, stop),
         resets=partial(_resets, timeline.origin, past, time, stop, window.num_steps),
         lane=token.lane,
+        # In the as-is split time begins anew with each window.
+        index=0 if token.window is not None else (token.step + 1) << 32,
         epoch=token.epoch,
         # In the as-is split nothing goes on after the window.
         last=token.window is None and stop == window.num_steps,

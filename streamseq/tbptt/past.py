@@ -54,14 +54,24 @@ def longest_sequence(source: Iterable[Window]) -> int | None:
     return None
 
 
-def _longest_of(tokens: Sequence[StateToken]) -> int | None:
-    if any(token.segments is not None for token in tokens):
-        return None
+def _longest_of(tokens: Sequence[StateToken]) -> int:
+    if tokens[0].segments is not None:
+        return _longest_packed(tokens)
     length = tokens[0].stop - tokens[0].start
     longest = int(length.max())
     for token in tokens[1:]:
         length = (token.stop - token.start) + length * ~token.starts_anew
         longest = max(longest, int(length.max()))
+    return longest
+
+
+def _longest_packed(tokens: Sequence[StateToken]) -> int:
+    longest, lengths = 0, dict.fromkeys(range(len(tokens[0].lane)), 0)
+    for token in tokens:
+        assert token.segments is not None
+        for lane, _, _, start, stop, reset in token.segments.tolist():
+            lengths[lane] = (0 if reset else lengths[lane]) + stop - start
+            longest = max(longest, lengths[lane])
     return longest
 
 
@@ -95,6 +105,10 @@ class Past:
         self._marks[step] = marks_of(window, resets=self._resets)
         while self._bytes > self._kept_bytes and self._read is not None and len(self._kept) > 1:
             self._forget(next(iter(self._kept)))
+
+    def leave_source(self) -> None:
+        """From now on windows come one by one: none can be read again."""
+        self._read = None
 
     def forget_before(self, step: int) -> None:
         """Let go of windows before `step`."""

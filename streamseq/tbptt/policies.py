@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from streamseq.core.grid import Grid
 from streamseq.core.truncation import Adaptive, Fixed, Random, Truncation
 from streamseq.data.window import Window
@@ -57,14 +59,28 @@ def make_history(
 
 
 def measurer(
-    policy: Truncation, model: Callable[..., Any], loss: Callable[..., Any], inputs: Inputs, lane_axis: Any
+    policy: Truncation,
+    model: Callable[..., Any],
+    loss: Callable[..., Any],
+    inputs: Inputs,
+    lane_axis: Any,
+    autocast: torch.dtype | None,
 ) -> Callable[[list[Window], Any, int, int], Influence]:
     """What measures the influence on a probe, from the state before it, at a stride and up to a lag."""
     tau = policy.tau if isinstance(policy, Adaptive) else None
 
     def measure(probe: list[Window], state: Any, stride: int, lags: int) -> Influence:
         return measure_influence(
-            model, loss, probe, inputs=inputs, state=state, stride=stride, lags=lags, tau=tau, lane_axis=lane_axis
+            model,
+            loss,
+            probe,
+            inputs=inputs,
+            state=state,
+            stride=stride,
+            lags=lags,
+            tau=tau,
+            lane_axis=lane_axis,
+            autocast=autocast,
         )
 
     return measure

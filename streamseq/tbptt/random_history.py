@@ -84,7 +84,7 @@ class RandomHistory(History):
                 draw.since[lanes], draw.by_cut[lanes] = at, False
             run = draw.since < time
             age = self._age(time, draw.since, run)
-            cut, weight = self._policy.cuts(moment.epoch, moment.lane, time // self._every, age)
+            cut, weight = self._policy.cuts(moment.epoch, moment.lane, moment.index + time // self._every, age)
             cut &= run
             if cut.any():
                 draw.cuts[time] = cut
@@ -119,7 +119,7 @@ class RandomHistory(History):
         self._cut = np.where(draw.by_cut, draw.since, -1)
         return min(moment.stop, int(draw.since.min(initial=moment.stop, where=moment.goes_on())))
 
-    def clear(self) -> None:
+    def clear(self, time: int) -> None:
         """See `History`."""
         self._cut = self._base = None
 

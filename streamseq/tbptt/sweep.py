@@ -95,7 +95,7 @@ class Sweep:
         if records is not None and (records.progress is not None or len(done) + 1 < done.stored):
             done.skip(segment)
             return
-        if len(done) + 1 == done.stored:
+        if records is not None and len(done) + 1 == done.stored:
             boundary = done.take_up(segment)
             self._replay.go_back(boundary.moment)
             self._state = boundary.state
@@ -126,8 +126,6 @@ class Sweep:
         else:
             progress = self._turn(segment, num_timesteps)
         total, gradient = progress.total, progress.gradient
-        if not len(self._done):
-            return total
         self._past.rewind(step for each in reversed(self._done.segments) for step in steps_of(each))
         while len(self._done):
             boundary = self._done.pop()
@@ -244,7 +242,7 @@ class Sweep:
             before = self._replay.noise()
         outputs, after = self._model.forward(part, state)
         losses = self._model.losses(outputs, part)
-        loss = losses.sum() if self._course.full else self._model.valid_sum(losses, self._mask(part, time))
+        loss = self._model.valid_sum(losses, None if self._course.full else self._mask(part, time))
         if before is not None:
             self._noisy = not self._replay.noise().same_as(before)
         return after, loss

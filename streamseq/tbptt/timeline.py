@@ -24,8 +24,11 @@ class Timeline:
         #: The newest window; None also after a resume.
         self.window: Window | None = None
 
-    def arrive(self, window: Window) -> tuple[int, bool]:
-        """Take a window up: check that it follows; return the time of its start, and whether all lanes start anew.
+    def arrive(self, window: Window) -> tuple[int, bool, bool]:
+        """Take a window up: check that it follows.
+
+        Returns:
+            The time of its start; whether all lanes start anew; and whether it is the next one of the same epoch.
 
         Raises:
             ContinuityError: It does not follow the window before on some lane.
@@ -49,8 +52,14 @@ class Timeline:
             self.began = np.full(len(anew), time)
         else:
             self.began = np.where(anew, time, began) if anew.any() else began
+        before = self.token
+        next_one = before is not None and (before.fingerprint, before.epoch, before.step + 1) == (
+            token.fingerprint,
+            token.epoch,
+            token.step,
+        )
         self.token, self.window = token, window
-        return time, all_anew
+        return time, all_anew, next_one
 
     def _began_after(self) -> Int64:
         token = self.token

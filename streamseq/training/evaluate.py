@@ -17,6 +17,7 @@ from streamseq.data.window import Window
 from streamseq.tbptt.burn_in import BurnIn
 from streamseq.tbptt.model import Inputs, StatefulModel
 from streamseq.tbptt.past import stream_of
+from streamseq.tbptt.ranks import unwrapped
 from streamseq.tbptt.replay import Replay
 
 
@@ -64,7 +65,8 @@ def evaluate(
     Raises:
         ValueError: No timestep is valid, or `burn_in` is wanted of something else than a stream or a loader over one.
     """
-    called, replay = StatefulModel(model, loss, inputs, lane_axis), Replay(model)
+    inner = unwrapped(model)
+    called, replay = StatefulModel(inner, loss, inputs, lane_axis), Replay(inner)
     stream = stream_of(windows)
     if burn_in:
         if stream is None:

@@ -191,6 +191,18 @@ def test_a_damaged_file_is_found(tmp_path, always):
             left.unlink()
 
 
+def test_an_update_that_was_delivered_leaves_nothing(tmp_path, always):
+    """The loop is left after it, and the next run with other losses has gradients of its own."""
+    stream = make_stream([64], lanes=1, window=8)
+    options = {"k1": None, "k2": None, "segment": 4, "spill_to": tmp_path}
+    for update in ss.TBPTT(noisy(), squared_error, **options).updates(stream):
+        before = update.loss.item()
+        break
+    assert not any(tmp_path.iterdir())
+    (update,) = ss.TBPTT(noisy(), lambda y, w: 5 * squared_error(y, w), **options).updates(stream)
+    assert update.loss.item() == pytest.approx(5 * before)
+
+
 def test_functions_must_name_their_parameters(tmp_path):
     model = make("gru")
     tbptt = ss.TBPTT(lambda x, s: model(x, s), squared_error, k1=None, k2=None, spill_to=tmp_path)
