@@ -22,7 +22,8 @@ class Counts:
 
     def __init__(self, past: Past, ranks: Ranks) -> None:
         self._past = past
-        self._ranks = ranks
+        #: Whose counts are added up.
+        self.ranks = ranks
         self._of: dict[int, Int64] = {}
 
     def add(self, window: Window) -> int:
@@ -32,7 +33,7 @@ class Counts:
 
     def _count(self, window: Window) -> Int64:
         """int64 [K], over lanes and ranks."""
-        return self._ranks.total(window.mask.cpu().numpy().sum(1 - window.time_axis))
+        return self.ranks.total(window.mask.cpu().numpy().sum(1 - window.time_axis))
 
     def between(self, start: int, stop: int, *, length: int, origin: int) -> int:
         """Valid timesteps at the times `[start, stop)`.
@@ -59,7 +60,7 @@ class Counts:
             counted = (times >= starts[:, None]) & (times < stop)
             mask = window.mask.cpu().numpy()
             count += int(np.count_nonzero(mask & (counted if window.batch_first else counted.T)))
-        return int(self._ranks.total(np.array([count]))[0])
+        return int(self.ranks.total(np.array([count]))[0])
 
     def forget_before(self, step: int) -> None:
         """Let go of windows before `step`."""

@@ -94,7 +94,8 @@ class TBPTT:
         parameters: The tensors that are trained, where the model is a function and gradients of several ranks or
             updates are put together; None: those of the module.
         process_group: The ranks whose counts and gradients are added up; None: that of `DistributedDataParallel`, or
-            the default group where there is one and the stream is one of several ranks; False: none.
+            the default group where there is one and the stream is one of several ranks (`backward` does not know);
+            False: none.
         burn_in: Where a lane starts in the middle of a sequence (layout="even", `longest`, spans), its state is found
             by running so many timesteps before it, without a loss or a gradient; 0: it starts from the initial state.
         boundary_memory: Bytes of the states before segments that are kept in memory, or text such as "256MB"; what is
@@ -323,6 +324,7 @@ class TBPTT:
     def _begin(self, grid: Grid, access: Callable[[int], Window] | None, *, several: bool, clear: bool = True) -> None:
         self._ranks = ranks_of(self._wrapped, several=several, group=self._process_group)
         self._gradients = Gradients(self._parameters, self._ranks, self._accumulate)
+        self._counts.ranks = self._ranks
         self._fitted = grid
         if isinstance(self._history, AdaptiveHistory):
             self._history.fit(grid, anew=clear)

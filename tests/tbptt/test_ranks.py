@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.models import make, squared_error
-from support.updates import assert_same, engine_updates, make_stream
+from support.updates import assert_same, collect, engine_updates, make_stream
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,6 +69,14 @@ def work(rank, world_size, folder):
     size = sum(parameter.numel() for parameter in make("gru").parameters())
     results["reductions"] = reduced.count(size), len(updates)
     dist.all_reduce = reduce
+    # Windows one by one, of a wrapped model, and of one whose group is named.
+    for name, model, group in (
+        ("wrapped", DistributedDataParallel(make("gru")), None),
+        ("named", make("gru"), dist.group.WORLD),
+    ):
+        tbptt = ss.TBPTT(model, squared_error, k1=4, k2=8, process_group=group)
+        updates = filter(None, map(tbptt.backward, stream_of(rank, world_size)))
+        results["one by one", name] = collect(model, updates)
     # On request the ranks go their own ways.
     results["alone"] = engine_updates(make("gru"), stream_of(rank, world_size), 4, 8, process_group=False)
     torch.save(results, f"{folder}/{rank}.pt")
@@ -90,6 +98,13 @@ def test_two_processes_have_the_gradients_of_one(results, name, wrapped):
     wanted = engine_updates(make("learned"), stream_of(**data), **options)
     for rank in range(2):
         assert_same(results[rank][name, wrapped], wanted, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["wrapped", "named"])
+def test_windows_one_by_one_are_added_up_too(results, name):
+    wanted = engine_updates(make("gru"), stream_of(), 4, 8)
+    for rank in range(2):
+        assert_same(results[rank]["one by one", name], wanted, 1e-9)
 
 
 def test_gradients_are_reduced_once_an_update(results):
