@@ -21,7 +21,8 @@ demo: $(READY)  ## ingest, train, stop, resume, result: the whole road in about 
 	$(BIN)/streamseq demo
 
 test: $(READY)  ## the whole test suite, in a process for each core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
 check: $(READY)  ## lint, types and import contracts
 	$(BIN)/ruff check .

@@ -26,10 +26,9 @@ class Counts:
         self.ranks = ranks
         self._of: dict[int, Int64] = {}
 
-    def add(self, window: Window) -> int:
-        """Count a window; the number of its valid timesteps."""
-        counts = self._of[window.token.step] = self._count(window)
-        return int(counts.sum())
+    def add(self, window: Window) -> None:
+        """Count a window."""
+        self._of[window.token.step] = self._count(window)
 
     def _count(self, window: Window) -> Int64:
         """int64 [K], over lanes and ranks."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from streamseq.tbptt.adaptive import AdaptiveHistory
 from streamseq.tbptt.boundaries import MEMORY_BYTES, Boundaries
 from streamseq.tbptt.budget import Budget
 from streamseq.tbptt.burn_in import BurnIn
+from streamseq.tbptt.cohorts import sweep_cohorts
 from streamseq.tbptt.counts import Counts
 from streamseq.tbptt.gradients import Gradients, check_scaler, parameters_of
 from streamseq.tbptt.history import GridHistory, Moment, Start
@@ -41,7 +41,7 @@ from streamseq.tbptt.ranks import Ranks, ranks_of, unwrapped
 from streamseq.tbptt.records import begin_records
 from streamseq.tbptt.replay import Replay
 from streamseq.tbptt.spill import Spill
-from streamseq.tbptt.stretches import Segment, cut_stretches, num_steps
+from streamseq.tbptt.stretches import Segment, cut_stretches
 from streamseq.tbptt.sweep import Course, Sweep
 from streamseq.tbptt.timeline import Timeline
 from streamseq.tbptt.update import Update
@@ -474,48 +474,16 @@ class TBPTT:
 
     def _update_by_cohorts(self, windows: Iterable[Window]) -> Iterator[Update]:
         """One update from a step at which every lane starts anew to the next such step: full BPTT."""
-        sweep: Sweep | None = None
-        pending: Segment = []
-        begin = valid = cohorts = 0
-        uneven = False
-        for window in windows:
-            anew = self._ranks.everywhere(bool(window.token.starts_anew.all()))
-            if sweep is not None and anew:
-                yield from self._update_of_cohort(sweep, pending, valid)
-                sweep = None
-            time = self._arrive(window, first=sweep is None)
-            if sweep is None:
-                sweep = self._begin_cohort(window)
-                pending, begin, valid, cohorts = [], time, 0, cohorts + 1
-            else:
-                uneven = uneven or bool(window.token.reset.any())
-            step = window.token.step
-            valid += self._counts.add(window)
-            self._counts.forget_before(step)
-            length = window.num_steps
-            most = self._segment or length
-            # What comes last is run with its graph; whether a window is the last one shows when the next one comes.
-            for segment in cut_stretches(
-                time,
-                begin,
-                time + length,
-                window=length,
-                origin=self._timeline.origin,
-                segment=min(most, length),
-                borders=[time + offset for offset in self._past.marks(step).borders],
-            ):
-                if pending and num_steps(pending) + num_steps(segment) > most:
-                    sweep.advance(pending)
-                    pending = []
-                pending = pending + segment
-        if sweep is not None:
-            if cohorts == 1 and uneven:
-                warnings.warn(
-                    "k1=n makes one update of sequences that start together; here no later window resets every lane, "
-                    "so the whole epoch is one update: sequences of one length, or a lane for each, give more",
-                    stacklevel=3,
-                )
-            yield from self._update_of_cohort(sweep, pending, valid)
+        for sweep, last, valid in sweep_cohorts(
+            windows,
+            arrive=lambda window, first: self._arrive(window, first=first),
+            begin=self._begin_cohort,
+            timeline=self._timeline,
+            past=self._past,
+            counts=self._counts,
+            segment=self._segment,
+        ):
+            yield from self._update_of_cohort(sweep, last, valid)
 
     def _begin_cohort(self, window: Window) -> Sweep:
         """The sweep of an update that begins with a window; one that an earlier process began is taken up again."""

@@ -19,6 +19,8 @@ import streamseq as ss
 LENGTHS = [61, 9, 34, 17, 50, 3]
 FIELDS = {"x": ss.Field("int32"), "v": ss.Field("float32", (2,))}
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def uris(tmp_path_factory):
