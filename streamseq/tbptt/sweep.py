@@ -196,8 +196,9 @@ class Sweep:
         window = self._past[stretch.step]
         if window.num_steps >= SHORT or window.token.segments is not None:
             return False
-        # A lane that stopped inside its sequence holds its state until its next window. An idle one changes nothing.
-        return not (self._past.marks(before.step).stops or window.token.reset.any())
+        # A lane that stops inside its sequence holds its state until its next window. An idle one changes nothing.
+        stops = self._past.marks(before.step).stops or self._past.marks(stretch.step).stops
+        return not (stops or window.token.reset.any())
 
     def _call(self, stretches: list[Stretch], state: Any) -> tuple[Any, Tensor | None]:
         stretch = stretches[0]

@@ -159,9 +159,11 @@ def stopping_windows(lengths, stops, window):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("k", [4, 2])
-def test_lanes_that_stop_inside_their_sequences_keep_the_state_of_their_own_stop(name, k):
+@pytest.mark.parametrize(
+    "stops", [[(4, 2, 3), (1, 4, 4), (4, 3, 0), (3, 4, 2)], [(4, 4, 4), (4, 4, 0), (3, 4, 4), (1, 1, 1)]]
+)
+def test_lanes_that_stop_inside_their_sequences_keep_the_state_of_their_own_stop(name, k, stops):
     """Of lanes that stop at different timesteps each goes on from its own stop; the padding between is nothing."""
-    stops = [(4, 2, 3), (1, 4, 4), (4, 3, 0), (3, 4, 2)]
     lengths = [12, 13, 9]
     windows = stopping_windows(lengths, stops, 4)
     model = make(name)
