@@ -129,9 +129,10 @@ class Boundaries:
         return Boundary(self._segments.pop(), state, moment)
 
     def _load(self) -> None:
-        first, _ = self._spill.groups[-1]
-        self._held = [(*_unpacked(entry), 0) for entry in self._spill.read_group(self._spill.groups[-1])]
-        del self._held[len(self._segments) - first :]
+        # Files that last stay until progress beyond them was saved.
+        group = next(group for group in reversed(self._spill.groups) if group[0] < len(self._segments))
+        self._held = [(*_unpacked(entry), 0) for entry in self._spill.read_group(group)]
+        del self._held[len(self._segments) - group[0] :]
         self._bytes = 0
         if not self._spill.lasting:
             self._spill.drop_group()

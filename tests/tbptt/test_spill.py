@@ -76,6 +76,20 @@ def test_states_in_files_give_the_same_gradients(temporary, monkeypatch, memory,
     assert not any(temporary.iterdir())
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+@pytest.mark.parametrize("memory", [0, 5_200, "1MB"])
+def test_files_that_last_give_the_same_gradients_however_often_progress_is_saved(
+    tmp_path, monkeypatch, memory, seconds
+):
+    monkeypatch.setattr(boundaries, "_GROUP_BYTES", 300)
+    monkeypatch.setattr(records, "SECONDS", seconds)
+    stream = make_stream([120, 120], lanes=2, window=8)
+    wanted = engine_updates(make("lstm"), stream, None, None, segment=4)
+    options = {"segment": 4, "boundary_memory": memory, "spill_to": tmp_path}
+    assert_same(engine_updates(make("lstm"), stream, None, None, **options), wanted, 0)
+    assert not any(tmp_path.iterdir())
+
+
 def test_noise_and_buffers_go_through_files(temporary):
     stream = make_stream([80], lanes=1, window=8)
     results = []
