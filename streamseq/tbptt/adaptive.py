@@ -86,6 +86,16 @@ class AdaptiveHistory(GridHistory):
             return self._measured_in != moment.epoch
         return self._updates >= every
 
+    def end(self) -> None:
+        """The windows have ended: say so where they were too few to measure anything."""
+        if self.influence is None and self._measured_in is None:
+            _log.warning(
+                "k2 stays %s, nothing was measured: windows ended before the %d timesteps of a probe, take a shorter "
+                "probe=",
+                self.grid.k2,
+                self._probe,
+            )
+
     def adapt(self, moment: Moment, past: Past, origin: int, length: int, ranks: Ranks) -> None:
         """Measure on the timesteps before `moment.stop`, and choose k2 for the updates to come.
 

@@ -246,6 +246,8 @@ class TBPTT:
             rest = self._gradients.finish()
             if rest is not None:
                 yield self._update(rest, at_window_end=True)
+            if isinstance(self._history, AdaptiveHistory):
+                self._history.end()
         finally:
             self._past.stop_rewinding()
             self._spill.clear()

@@ -42,7 +42,6 @@ _QUANTITIES: dict[str, Callable[[Tensor, Window], Tensor]] = {
     "likeliest": _likeliest,
     "logits": _logits,
 }
-QUANTITIES = tuple(_QUANTITIES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

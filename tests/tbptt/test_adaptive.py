@@ -159,6 +159,17 @@ def test_what_cannot_be_measured_is_said_and_changes_nothing(caplog):
     assert "k2 stays 4" in caplog.text or not caplog.records
 
 
+def test_an_epoch_that_is_shorter_than_the_probe_says_so(caplog):
+    with caplog.at_level(logging.WARNING, "streamseq.tbptt"):
+        reached, _ = run(Leaky(0.5).double(), make_stream([80], lanes=1, window=8))
+    assert set(reached) == {64}
+    assert "nothing was measured" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "streamseq.tbptt"):
+        run(Leaky(0.5).double(), make_stream([120], lanes=1, window=8))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("options", [{"k1": None, "k2": None}, {"k1": 4, "k2": 8, "losses": "window"}])
 def test_what_it_does_not_go_with_is_refused(options):
     with pytest.raises(ValueError, match="adaptive truncation chooses k2"):
