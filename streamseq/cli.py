@@ -260,10 +260,10 @@ def predict(
 
     The new store has the same sequences, timestep by timestep. After Ctrl-C or a kill the same command goes on.
     """
+    from streamseq.etl.progress import Progress as Bar
     from streamseq.training.predict_bytes import predict_bytes
-    from streamseq.training.predict_progress import PredictProgress
 
-    with PredictProgress() as progress:
+    with Bar("predict", "timestep") as progress:
         try:
             report = predict_bytes(store, checkpoint, uri, what=what, progress=None if quiet else progress, **options)
         except KeyboardInterrupt:
