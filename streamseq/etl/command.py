@@ -84,6 +84,7 @@ def ingest_command(make_source: Callable[..., Source]) -> Callable[..., None]:
                 backend=backend,
                 chunk_bytes=chunk_bytes,
                 shard_bytes=shard_bytes,
+                job=click.get_current_context().command_path,
                 progress=None if quiet else progress,
             )
         click.echo(report.to_json() if as_json else str(report))

@@ -38,6 +38,7 @@ def ingest(
     backend: str | None = None,
     chunk_bytes: int | None = None,
     shard_bytes: int | None = None,
+    job: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write a source into a new store, in parallel; the store is the same for any number of workers.
@@ -53,6 +54,7 @@ def ingest(
         backend: "zarr" or "arrow"; None: by the suffix of the path, `.zarr` or `.arrow`.
         chunk_bytes: Decoded bytes a chunk of one field; None: 1 MiB.
         shard_bytes: Decoded bytes a shard; None: 64 MiB.
+        job: What writes it, for the log; None: the name of the program.
         progress: Called with the bytes of input done and of all, at the start and after every partition.
 
     Raises:
@@ -82,8 +84,8 @@ def ingest(
     partitions = list(source.partitions(shard_size))
     if not partitions:
         raise SourceError("a source has at least one partition, got none: there is nothing to write")
-    with _StagedJob(root) as job:
-        results = _run(source, partitions, layout, job, chosen, progress)
+    with _StagedJob(root) as staged:
+        results = _run(source, partitions, layout, staged, chosen, progress)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
         if not any(receipt.num_timesteps for receipt in receipts):
@@ -92,7 +94,7 @@ def ingest(
             raise SourceError(
                 f"a store holds at least one timestep, the source has none{why}: there is nothing to write"
             )
-        version = commit_receipts(root, layout, receipts)
+        version = commit_receipts(root, layout, receipts, job=job)
     return Report(
         store=str(root),
         version=version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,7 +29,11 @@ from streamseq.storage.zarr_shard import GROUP_DOCUMENT
 
 
 def commit_receipts(
-    root: str | os.PathLike[str], layout: ShardLayout, receipts: Sequence[Receipt], base_version: int = 0
+    root: str | os.PathLike[str],
+    layout: ShardLayout,
+    receipts: Sequence[Receipt],
+    base_version: int = 0,
+    job: str | None = None,
 ) -> int:
     """Make what the receipts say the next version of a store.
 
@@ -39,6 +44,7 @@ def commit_receipts(
             pieces follow each other in this order; an id that the base version has goes on.
         base_version: The version that is added to, 0 where there is none yet. Without receipts of anything it stays
             as it is.
+        job: What wrote it, for the log; None: the name of the program.
 
     Returns:
         The number of the version that was committed.
@@ -75,6 +81,8 @@ def commit_receipts(
             writer=commit_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             software=f"streamseq {__version__}",
+            operation="write",
+            job=program() if job is None else job,
             layout=layout,
             shards=(() if base is None else base.snapshot.shards) + shards,
             tables=(
@@ -98,6 +106,12 @@ def commit_receipts(
     finally:
         commit.remove_tree(staging)
     return number
+
+
+def program() -> str:
+    """The name of the running program, as the log of a store has it."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return "python" if name in ("", "-", "-c") else name
 
 
 def abandon_receipts(root: str | os.PathLike[str], receipts: Sequence[Receipt]) -> None:

@@ -21,6 +21,7 @@ def create(
     backend: str | None = None,
     chunk_bytes: int | None = None,
     shard_bytes: int | None = None,
+    job: str | None = None,
 ) -> Writer:
     """Return the writer of a new store; leaving its `with` block commits version 1.
 
@@ -30,6 +31,7 @@ def create(
         backend: "zarr" or "arrow"; None: by the suffix of the path, `.zarr` or `.arrow`.
         chunk_bytes: Decoded bytes a chunk of one field, the unit of decoding; None: 1 MiB. At least one timestep.
         shard_bytes: Decoded bytes a shard, the unit of files; None: 64 MiB.
+        job: What writes it, for the log; None: the name of the program.
 
     Raises:
         StoreError: There is a store already, or something else that is not an empty folder.
@@ -51,16 +53,17 @@ def create(
         raise StoreError(f"a store is a folder, and {path} is a file: choose another address")
     if not folder.holds_only_leftovers():
         raise StoreError(f"a store is created in a new or empty folder, and {path} holds files: choose another address")
-    return Writer(folder, layout, None)
+    return Writer(folder, layout, None, job)
 
 
-def append(uri: str | os.PathLike[str]) -> Writer:
+def append(uri: str | os.PathLike[str], job: str | None = None) -> Writer:
     """Return a writer that adds to a store: new sequences, or more of the old ones.
 
     Leaving its `with` block commits the next version, unless nothing was written. Older versions stay as they are.
 
     Args:
         uri: Where the store lies: a local path or `file://` URL.
+        job: What writes it, for the log; None: the name of the program.
 
     Raises:
         StoreError: There is no store.
@@ -76,7 +79,7 @@ def append(uri: str | os.PathLike[str]) -> Writer:
         (array([1, 2, 3], dtype=uint8), array([2]))
     """
     base = DiskStore(uri)
-    return Writer(StoreFolder(local_path(uri)), base.layout, base)
+    return Writer(StoreFolder(local_path(uri)), base.layout, base, job)
 
 
 def open(uri: str | os.PathLike[str], version: int | None = None) -> Store:

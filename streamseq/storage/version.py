@@ -15,6 +15,7 @@ from streamseq.storage.layout import BACKENDS, MAX_CHUNK_BYTES, ShardLayout
 
 FORMAT = "streamseq"
 FORMAT_VERSION = 1
+OPERATIONS = ("write", "compact", "repair")
 
 _INT64_MAX = 2**63 - 1
 _WRITER_ID = re.compile(r"[0-9a-f]{16}")
@@ -69,14 +70,30 @@ class Tables:
 class Version:
     """An immutable snapshot of a store: which sequences exist, and in which shards their pieces lie.
 
-    Rows are positions in the concatenation of the shards in order. Shards are only ever added at the end, so a row
-    means the same in every later version.
+    Rows are positions in the concatenation of the shards in order. A version that is written to adds shards at the
+    end; one that is compacted or repaired may have others, so that a row means something in its version only.
+
+    Args:
+        number: From 1.
+        writer: The id of the commit.
+        created: When, UTC.
+        software: What wrote it.
+        operation: How it came to be: "write", "compact" or "repair".
+        job: What wrote it, in the words of whoever did.
+        layout: How its shards are cut and encoded.
+        shards: Its shards, in order.
+        tables: Its tables, in order.
+        num_sequences: N.
+        num_timesteps: Timesteps of all shards together.
+        fingerprint: The digest of its contents.
     """
 
     number: int
     writer: str
     created: str
     software: str
+    operation: str
+    job: str
     layout: ShardLayout
     shards: tuple[Shard, ...]
     tables: tuple[Tables, ...]
@@ -95,6 +112,8 @@ def format_version(version: Version) -> bytes:
         "writer": version.writer,
         "created": version.created,
         "software": version.software,
+        "operation": version.operation,
+        "job": version.job,
         "backend": layout.backend,
         "fields": [
             {
@@ -194,6 +213,8 @@ def _version(document: dict[str, Any], number: int) -> Version:
         writer=_match(_WRITER_ID, document["writer"]),
         created=_text(document["created"]),
         software=_text(document["software"]),
+        operation=_operation(document["operation"]),
+        job=_text(document["job"]),
         layout=layout,
         shards=shards,
         tables=tables,
@@ -201,6 +222,10 @@ def _version(document: dict[str, Any], number: int) -> Version:
         num_timesteps=num_timesteps,
         fingerprint=_match(_SHA256, document["fingerprint"]),
     )
+
+
+def _operation(value: object) -> str:
+    return _checked(str, value, lambda text: text in OPERATIONS, f"one of {', '.join(OPERATIONS)}")
 
 
 def _layout(document: dict[str, Any]) -> ShardLayout:

@@ -31,10 +31,11 @@ class Writer:
         array([2, 2])
     """
 
-    def __init__(self, folder: StoreFolder, layout: ShardLayout, base: DiskStore | None) -> None:
+    def __init__(self, folder: StoreFolder, layout: ShardLayout, base: DiskStore | None, job: str | None) -> None:
         self._folder = folder
         self._layout = layout
         self._base = base
+        self._job = job
         self._shards: ShardWriter | None = None
         self._made: list[Path] = []
         self._used = False
@@ -96,7 +97,11 @@ class Writer:
             if kind is None:
                 receipt = shards.finish()
                 commit_receipts(
-                    self._folder.root, self._layout, [receipt], 0 if self._base is None else self._base.version
+                    self._folder.root,
+                    self._layout,
+                    [receipt],
+                    0 if self._base is None else self._base.version,
+                    self._job,
                 )
                 committed = True
         finally:

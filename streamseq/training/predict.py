@@ -334,7 +334,7 @@ def _commit(job: Job, layout: ShardLayout, store: Store, chosen: Int64, tasks: S
             )
         )
     try:
-        commit_receipts(job.root, layout, receipts)
+        commit_receipts(job.root, layout, receipts, job="predict")
     except VersionConflictError:
         job.discard()
         raise

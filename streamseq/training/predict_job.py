@@ -141,6 +141,8 @@ class Job:
             writer=uuid4().hex[:16],
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             software=f"streamseq {__version__}",
+            operation="write",
+            job="predict",
             layout=layout,
             shards=shards,
             tables=(),
