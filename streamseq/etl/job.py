@@ -20,6 +20,7 @@ from streamseq.storage import commit
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout, plan_layout
 from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.place import LocalPlace
 from streamseq.storage.receipts import commit_receipts
 from streamseq.storage.shard_writer import Receipt
 from streamseq.storage.store import create
@@ -115,6 +116,7 @@ class _StagedJob:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folder = StoreFolder(root)
+        self._place = LocalPlace(root)
         self.path = self._folder.staging / f"job-{uuid.uuid4().hex[:16]}"
         self._stopped = self.path.with_name(f"{self.path.name}-stopped")
         self._made: list[Path] = []
@@ -134,7 +136,7 @@ class _StagedJob:
         self.stop()
         folder = self._folder
         committed = set()
-        if folder.version_numbers():
+        if self._place.version_numbers():
             committed = {shard.id.split("-")[0] for shard in DiskStore(self.root).snapshot.shards}
         # Those of workers that died are among them, which nobody else would remove.
         for writer in os.listdir(self._stopped):
@@ -143,7 +145,7 @@ class _StagedJob:
                 for shard in folder.shards.glob(f"{writer}-*"):
                     commit.remove_tree(shard)
         commit.remove_tree(self._stopped)
-        if not folder.version_numbers():
+        if not self._place.version_numbers():
             below = (folder.staging, folder.shards, folder.tables, folder.versions)
             made = [path for path in self._made if path not in (self.path, *below)]
             for path in (*below, *reversed(made)):

@@ -16,7 +16,7 @@ from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import Field
 from streamseq.storage.interface import Reader, Store, check_limits
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.place import Place, place_of, version_name
 from streamseq.storage.reader import Checked, DiskReader
 from streamseq.storage.rows import RowIndex
 from streamseq.storage.table import PIECES, SEQUENCES, map_table
@@ -32,19 +32,19 @@ class DiskStore(Store):
     Only the address and the version are pickled: another process opens the store again, when it first uses it.
 
     Args:
-        uri: A local path or `file://` URL.
+        uri: A local path or `file://` URL; or the place itself.
         version: The version to read; None: the newest one, now.
 
     Raises:
         StoreError: There is no store at the address, or no such version.
     """
 
-    def __init__(self, uri: str | os.PathLike[str], version: int | None = None) -> None:
-        self._folder = StoreFolder(local_path(uri))
+    def __init__(self, uri: str | os.PathLike[str] | Place, version: int | None = None) -> None:
+        self.place = place_of(uri)
         if version is None:
-            numbers = self._folder.version_numbers()
+            numbers = self.place.version_numbers()
             if not numbers:
-                raise StoreError(_no_store(self._folder))
+                raise StoreError(_no_store(self.place))
             version = numbers[-1]
         elif isinstance(version, bool) or not isinstance(version, int):
             raise TypeError(f"a version is an int or None (the newest), got {type(version).__name__}")
@@ -52,8 +52,8 @@ class DiskStore(Store):
         self._own_reader: tuple[int, threading.Lock, Reader] | None = None
         self._checked: Checked = {}
 
-    def __reduce__(self) -> tuple[type[DiskStore], tuple[str, int]]:
-        return DiskStore, (self.uri, self._number)
+    def __reduce__(self) -> tuple[type[DiskStore], tuple[Place, int]]:
+        return DiskStore, (self.place, self._number)
 
     @cached_property
     def snapshot(self) -> Version:
@@ -63,17 +63,17 @@ class DiskStore(Store):
             StoreError: There is no such version.
             CorruptionError: The file is not what was written.
         """
-        path = self._folder.version_file(self._number)
+        name = version_name(self._number)
         try:
-            content = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            numbers = self._folder.version_numbers()
+            content = self.place.read(name)
+        except FileNotFoundError:
+            numbers = self.place.version_numbers()
             if not numbers:
-                raise StoreError(_no_store(self._folder)) from None
+                raise StoreError(_no_store(self.place)) from None
             raise StoreError(
                 f"{self.uri} has versions {numbers[0]} to {numbers[-1]}, got {self._number}: open one of those"
             ) from None
-        return parse_version(content, self._number, f"version file {path}")
+        return parse_version(content, self._number, f"version file {self.uri}/{name}")
 
     @property
     def layout(self) -> ShardLayout:
@@ -82,8 +82,8 @@ class DiskStore(Store):
 
     @property
     def uri(self) -> str:
-        """The absolute path of the store."""
-        return str(self._folder.root)
+        """The address of the store: an absolute path where it lies on this machine."""
+        return self.place.uri
 
     @property
     def backend(self) -> str:
@@ -103,7 +103,7 @@ class DiskStore(Store):
     @property
     def versions(self) -> list[int]:
         """See `Store.versions`."""
-        return self._folder.version_numbers()
+        return self.place.version_numbers()
 
     @property
     def fingerprint(self) -> str:
@@ -119,6 +119,10 @@ class DiskStore(Store):
     def lengths(self) -> NDArray[np.int64]:
         """See `Store.lengths`."""
         return self._rows.lengths
+
+    def length(self, sequence: int) -> int:
+        """Timesteps of one sequence."""
+        return int(self.lengths[sequence])
 
     @property
     def num_timesteps(self) -> int:
@@ -151,16 +155,13 @@ class DiskStore(Store):
         """See `Store.reader`."""
         check_limits(cache_chunks, ahead)
         return DiskReader(
-            self._folder, self.snapshot, self._rows, self._names(fields), cache_chunks, ahead, self._checked
+            self.place, self.snapshot, self._rows, self._names(fields), cache_chunks, ahead, self._checked
         )
 
     @cached_property
     def _sequences(self) -> tuple[pa.Array, pa.Array]:
         """Ids and attributes."""
-        batches = [
-            map_table(self._folder.tables / tables.sequences.name, tables.sequences, SEQUENCES)
-            for tables in self.snapshot.tables
-        ]
+        batches = [map_table(self.place, tables.sequences, SEQUENCES) for tables in self.snapshot.tables]
         ids, attrs = (
             columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
             for columns in ([batch.column(i) for batch in batches] for i in range(2))
@@ -169,10 +170,7 @@ class DiskStore(Store):
 
     @cached_property
     def _rows(self) -> RowIndex:
-        batches = [
-            map_table(self._folder.tables / tables.pieces.name, tables.pieces, PIECES)
-            for tables in self.snapshot.tables
-        ]
+        batches = [map_table(self.place, tables.pieces, PIECES) for tables in self.snapshot.tables]
         pieces = np.concatenate(
             [np.stack([column.to_numpy() for column in batch.columns], axis=1) for batch in batches]
         )
@@ -226,6 +224,6 @@ class DiskStore(Store):
         return own[1], own[2]
 
 
-def _no_store(folder: StoreFolder) -> str:
-    what = "there is nothing" if not folder.root.exists() else "no version was ever committed"
-    return f"{folder.root} is not a store, {what} there: check the address, or write one with ss.create"
+def _no_store(place: Place) -> str:
+    what = "no version was ever committed" if place.exists("") else "there is nothing"
+    return f"{place.uri} is not a store, {what} there: check the address, or write one with ss.create"

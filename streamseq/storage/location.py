@@ -18,8 +18,8 @@ class StoreFolder:
     """The folders and files of one store.
 
     Example:
-        >>> StoreFolder(Path("plants.zarr")).version_file(3).as_posix()
-        'plants.zarr/versions/00000003.json'
+        >>> StoreFolder(Path("plants.zarr")).shards.as_posix()
+        'plants.zarr/shards'
     """
 
     root: Path
@@ -44,25 +44,15 @@ class StoreFolder:
         """One folder a writer, for what is not published yet."""
         return self.root / "staging"
 
-    def version_file(self, version: int) -> Path:
-        """The file of one version."""
-        return self.versions / f"{version:08d}.json"
 
-    def version_numbers(self) -> list[int]:
-        """The numbers of the versions committed here, ascending; empty where there is no store."""
-        try:
-            names = os.listdir(self.versions)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(int(name.removesuffix(".json")) for name in names if _VERSION_FILE.fullmatch(name))
+def version_of(name: str) -> int | None:
+    """The version whose file has this name; None where it is no version file.
 
-    def holds_only_leftovers(self) -> bool:
-        """Whether there is nothing at the root, or no more than what writers that never committed leave behind."""
-        try:
-            names = set(os.listdir(self.root))
-        except FileNotFoundError:
-            return True
-        return names <= {"versions", "shards", "tables", "staging", "zarr.json"} and not self.version_numbers()
+    Example:
+        >>> version_of("00000003.json"), version_of("00000003.json.tmp")
+        (3, None)
+    """
+    return int(name.removesuffix(".json")) if _VERSION_FILE.fullmatch(name) else None
 
 
 def local_path(uri: str | os.PathLike[str]) -> Path:

@@ -17,7 +17,7 @@ from streamseq.storage.arrow_shard import ArrowChunks
 from streamseq.storage.chunk_cache import ChunkCache
 from streamseq.storage.decoding import Chunks, Decoder, Decoding
 from streamseq.storage.interface import InFile, Int64, Parts, Reader, ReaderCounts
-from streamseq.storage.location import StoreFolder
+from streamseq.storage.place import Place
 from streamseq.storage.rows import RowIndex
 from streamseq.storage.version import Version
 from streamseq.storage.zarr_shard import open_zarr_chunks
@@ -37,7 +37,7 @@ class DiskReader(Reader):
     """Reads some fields of one version of a store on disk.
 
     Args:
-        folder: Where the store lies.
+        place: Where the store lies.
         version: The version.
         rows: Where its sequences lie.
         fields: The fields to read, each as often as it is read.
@@ -48,7 +48,7 @@ class DiskReader(Reader):
 
     def __init__(
         self,
-        folder: StoreFolder,
+        place: Place,
         version: Version,
         rows: RowIndex,
         fields: Sequence[str],
@@ -64,7 +64,7 @@ class DiskReader(Reader):
         decoder = self._decoder
         self._columns = {
             name: _Column(
-                folder,
+                place,
                 version,
                 name,
                 ChunkCache(cache_chunks + ahead, uses, not ahead),
@@ -139,7 +139,7 @@ class _Column:
 
     def __init__(
         self,
-        folder: StoreFolder,
+        place: Place,
         version: Version,
         name: str,
         cache: ChunkCache,
@@ -149,7 +149,7 @@ class _Column:
         checked: Checked,
     ) -> None:
         self._checked = checked
-        self._folder = folder
+        self._place = place
         self._version = version
         self._name = name
         self._steps = version.layout.chunk_timesteps[name]
@@ -241,7 +241,7 @@ class _Column:
                     # It would be closed again before it is read.
                     continue
                 told[key] = None
-                file, chunk = self._place(key)
+                file, chunk = self._chunk_at(key)
                 extent = file.extent(chunk)
                 if extent is not None:
                     found.append(extent)
@@ -260,7 +260,7 @@ class _Column:
                     continue
                 if len(coming) >= self._ahead:
                     return False
-                file, chunk = self._place(key)
+                file, chunk = self._chunk_at(key)
                 if not file.takes_long(chunk):
                     ready.add(key)
                     continue
@@ -269,7 +269,7 @@ class _Column:
 
     def _begin(self, key: int) -> Decoding:
         """What decodes a chunk, from now on for all who ask for it."""
-        file, chunk = self._place(key)
+        file, chunk = self._chunk_at(key)
         spare = self._cache.make_room(len(self._coming))
         decoding = self._coming[key] = Decoding(file, chunk, spare)
         return decoding
@@ -305,7 +305,7 @@ class _Column:
     def _shard_of(self, key: int) -> int:
         return bisect_right(self._chunk_borders, key) - 1
 
-    def _place(self, key: int) -> tuple[Chunks, int]:
+    def _chunk_at(self, key: int) -> tuple[Chunks, int]:
         """The file that a chunk lies in, and its number there."""
         shard = self._shard_of(key)
         file = self._files.get(shard)
@@ -319,26 +319,28 @@ class _Column:
 
     def _open(self, number: int) -> Chunks:
         name, layout, shard = self._name, self._version.layout, self._version.shards[number]
-        path = self._folder.shards / shard.id
-        where = f"store {self._folder.root}, shard {shard.id}, field {name!r}"
+        where = f"store {self._place.uri}, shard {shard.id}, field {name!r}"
         field, codec, stored = layout.fields[name], layout.codecs[name], shard.fields[name]
         checked = self._checked.setdefault(
             (number, name), np.full(-(-shard.num_timesteps // self._steps), -1, np.int64)
         )
-        if layout.backend == "zarr":
-            return open_zarr_chunks(path, name, field, codec, shard.num_timesteps, self._steps, stored, where, checked)
-        return ArrowChunks(
-            path,
-            name,
-            field,
-            codec,
-            shard.num_timesteps,
-            self._steps,
-            stored.num_bytes,
-            shard.manifest_crc32c,
-            where,
-            checked,
-        )
+        with self._place.shard(shard.id, name) as path:
+            if layout.backend == "zarr":
+                return open_zarr_chunks(
+                    path, name, field, codec, shard.num_timesteps, self._steps, stored, where, checked
+                )
+            return ArrowChunks(
+                path,
+                name,
+                field,
+                codec,
+                shard.num_timesteps,
+                self._steps,
+                stored.num_bytes,
+                shard.manifest_crc32c,
+                where,
+                checked,
+            )
 
     def close(self) -> None:
         """Close files and drop decoded chunks."""

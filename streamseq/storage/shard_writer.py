@@ -24,7 +24,7 @@ from streamseq.storage import commit
 from streamseq.storage.arrow_shard import ArrowFieldFile, write_manifest
 from streamseq.storage.checksum import as_bytes, crc32c
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.place import Place, place_of
 from streamseq.storage.version import Shard, StoredField
 from streamseq.storage.zarr_shard import GROUP_DOCUMENT, ZarrFieldFile
 
@@ -59,7 +59,7 @@ class ShardWriter:
     """Writes timesteps of sequences into whole shards that only this writer knows of, until they are committed.
 
     Args:
-        root: The root folder of the store, which is made where it is missing.
+        root: Where the store lies: an address, or the place itself. Its folder is made where it is missing.
         layout: How shards are cut and encoded.
 
     Example:
@@ -74,9 +74,9 @@ class ShardWriter:
         (('plant-3',), 5)
     """
 
-    def __init__(self, root: str | os.PathLike[str], layout: ShardLayout) -> None:
+    def __init__(self, root: str | os.PathLike[str] | Place, layout: ShardLayout) -> None:
         self.writer_id = uuid.uuid4().hex[:16]
-        self._folder = StoreFolder(local_path(root))
+        self._place = place_of(root)
         self._layout = layout
         self._index: dict[str, int] = {}
         self._attrs: list[str | None] = []
@@ -131,10 +131,9 @@ class ShardWriter:
         if self._open is not None:
             self._close_shard()
         if self._shards:
-            commit.make_folder(self._folder.shards)
-            staging = self._folder.staging / self.writer_id
-            commit.publish_folders([staging / shard.id for shard in self._shards], self._folder.shards)
-        commit.remove_tree(self._folder.staging / self.writer_id)
+            staging = self._place.staging(self.writer_id)
+            self._place.publish_shards([staging / shard.id for shard in self._shards])
+        self._place.end_staging(self.writer_id)
         self._state = "finished"
         return Receipt(
             writer=self.writer_id,
@@ -157,8 +156,8 @@ class ShardWriter:
             self._open.close()
             self._open = None
         for shard in self._shards:
-            commit.remove_tree(self._folder.shards / shard.id)
-        commit.remove_tree(self._folder.staging / self.writer_id)
+            self._place.remove(f"shards/{shard.id}")
+        self._place.end_staging(self.writer_id)
 
     def __contains__(self, id: str) -> bool:
         """Whether a sequence was begun here."""
@@ -194,8 +193,7 @@ class ShardWriter:
         self._rows += steps
 
     def _new_shard(self) -> _OpenShard:
-        staging = self._folder.staging / self.writer_id
-        commit.make_folder(staging)
+        staging = self._place.staging(self.writer_id)
         return _OpenShard(staging, f"{self.writer_id}-{len(self._shards):06d}", self._layout)
 
     def _close_shard(self) -> None:

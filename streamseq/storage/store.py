@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import PurePosixPath
 
 from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.interface import Store
 from streamseq.storage.layout import plan_layout
-from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.place import LocalPlace, Place, place_of
 from streamseq.storage.writer import Writer
 
 
@@ -44,16 +44,17 @@ def create(
         ...     with ss.create(folder + "/plants", {"x": ss.Field("uint8", (2,))}, backend="arrow") as writer:
         ...         writer.write("plant-3", x=np.uint8([[1, 2]]))
     """
-    path = local_path(uri)
-    layout = plan_layout(fields, _backend(path) if backend is None else backend, chunk_bytes, shard_bytes)
-    folder = StoreFolder(path)
-    if folder.version_numbers():
-        raise StoreError(f"{path} is a store already: add to it with ss.append, or choose another address")
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"a store is a folder, and {path} is a file: choose another address")
-    if not folder.holds_only_leftovers():
-        raise StoreError(f"a store is created in a new or empty folder, and {path} holds files: choose another address")
-    return Writer(folder, layout, None, job)
+    place = place_of(uri)
+    layout = plan_layout(fields, _backend(place) if backend is None else backend, chunk_bytes, shard_bytes)
+    if place.version_numbers():
+        raise StoreError(f"{place.uri} is a store already: add to it with ss.append, or choose another address")
+    if isinstance(place, LocalPlace) and place.root.exists() and not place.root.is_dir():
+        raise StoreError(f"a store is a folder, and {place.uri} is a file: choose another address")
+    if not place.holds_only_leftovers():
+        raise StoreError(
+            f"a store is created in a new or empty folder, and {place.uri} holds files: choose another address"
+        )
+    return Writer(place, layout, None, job)
 
 
 def append(uri: str | os.PathLike[str], job: str | None = None) -> Writer:
@@ -79,7 +80,7 @@ def append(uri: str | os.PathLike[str], job: str | None = None) -> Writer:
         (array([1, 2, 3], dtype=uint8), array([2]))
     """
     base = DiskStore(uri)
-    return Writer(StoreFolder(local_path(uri)), base.layout, base, job)
+    return Writer(base.place, base.layout, base, job)
 
 
 def open(uri: str | os.PathLike[str], version: int | None = None) -> Store:
@@ -98,7 +99,8 @@ def open(uri: str | os.PathLike[str], version: int | None = None) -> Store:
     return store
 
 
-def _backend(path: PurePath) -> str:
+def _backend(place: Place) -> str:
+    path = PurePosixPath(place.uri)
     backend = {".zarr": "zarr", ".arrow": "arrow"}.get(path.suffix)
     if backend is None:
         raise ValueError(

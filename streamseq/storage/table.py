@@ -10,7 +10,9 @@ import pyarrow as pa
 from streamseq.core.errors import CorruptionError
 from streamseq.storage import commit
 from streamseq.storage.checksum import crc32c
-from streamseq.storage.version import TableFile
+from streamseq.storage.place import Place
+from streamseq.storage.rows import Pieces
+from streamseq.storage.version import TableFile, Tables
 
 # Offsets of 64 bits: the ids of very many sequences are more than 2 GiB of text.
 SEQUENCES = pa.schema(
@@ -19,14 +21,14 @@ SEQUENCES = pa.schema(
 PIECES = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("sequence", "row", "length")])
 
 
-def write_table(batch: pa.RecordBatch, name: str, staging: Path, tables: Path) -> TableFile:
+def _write_table(batch: pa.RecordBatch, name: str, place: Place, staging: Path) -> TableFile:
     """Write one table as an IPC file of one uncompressed batch, and publish it.
 
     Args:
         batch: The rows.
         name: The name of the file.
+        place: Where the store lies.
         staging: The folder to write it in.
-        tables: The folder to publish it in.
     """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -34,19 +36,41 @@ def write_table(batch: pa.RecordBatch, name: str, staging: Path, tables: Path) -
     content = sink.getvalue()
     path = staging / name
     commit.write_durably(path, memoryview(content))
-    commit.publish_file(path, tables)
+    place.publish_table(path)
     return TableFile(name=name, num_rows=batch.num_rows, num_bytes=content.size, crc32c=_crc(content))
 
 
-def map_table(path: Path, file: TableFile, schema: pa.Schema) -> pa.RecordBatch:
+def write_tables(
+    place: Place, staging: Path, commit_id: str, ids: pa.Array, attrs: pa.Array, pieces: Pieces, first: int
+) -> Tables:
+    """Write and publish the tables that a version adds.
+
+    Args:
+        place: Where the store lies.
+        staging: The folder to write them in.
+        commit_id: The id of the commit.
+        ids: Large strings `[M]`.
+        attrs: Large strings `[M]`, JSON text.
+        pieces: int64 `[P, 3]`.
+        first: The number of the first new sequence.
+    """
+    sequences = pa.record_batch([ids, attrs], schema=SEQUENCES)
+    lying = pa.record_batch([pa.array(np.ascontiguousarray(column)) for column in pieces.T], schema=PIECES)
+    return Tables(
+        sequences=_write_table(sequences, f"{commit_id}.sequences.arrow", place, staging),
+        pieces=_write_table(lying, f"{commit_id}.pieces.arrow", place, staging),
+    )
+
+
+def map_table(place: Place, file: TableFile, schema: pa.Schema) -> pa.RecordBatch:
     """Map one table and check all of it.
 
     Raises:
         CorruptionError: It is not there, or not what was written.
     """
-    where = f"table {path}"
+    where = f"table {file.name} of {place.uri}"
     try:
-        with pa.memory_map(str(path)) as source:
+        with place.file(f"tables/{file.name}") as path, pa.memory_map(str(path)) as source:
             content = source.read_buffer()
     except FileNotFoundError:
         raise CorruptionError(f"{where} is missing: restore it from a copy") from None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from streamseq.storage import commit
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.location import StoreFolder
+from streamseq.storage.place import Place
 from streamseq.storage.receipts import abandon_receipts, commit_receipts
 from streamseq.storage.shard_writer import Receipt, ShardWriter, agreed_attrs, attrs_json
 
@@ -31,13 +29,13 @@ class Writer:
         array([2, 2])
     """
 
-    def __init__(self, folder: StoreFolder, layout: ShardLayout, base: DiskStore | None, job: str | None) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, layout: ShardLayout, base: DiskStore | None, job: str | None) -> None:
+        self._place = place
         self._layout = layout
         self._base = base
         self._job = job
         self._shards: ShardWriter | None = None
-        self._made: list[Path] = []
+        self._begun: object = None
         self._used = False
 
     def write(self, id: str, /, attrs: Mapping[str, Any] | None = None, **arrays: Any) -> None:
@@ -82,8 +80,8 @@ class Writer:
         if self._used:
             raise ValueError("a writer is used for one block: call ss.append for the next one")
         self._used = True
-        self._made = commit.make_folder(self._folder.staging)
-        self._shards = ShardWriter(self._folder.root, self._layout)
+        self._begun = self._place.begin()
+        self._shards = ShardWriter(self._place, self._layout)
         return self
 
     def __exit__(
@@ -97,7 +95,7 @@ class Writer:
             if kind is None:
                 receipt = shards.finish()
                 commit_receipts(
-                    self._folder.root,
+                    self._place,
                     self._layout,
                     [receipt],
                     0 if self._base is None else self._base.version,
@@ -109,9 +107,9 @@ class Writer:
                 if receipt is None:
                     shards.abandon()
                 else:
-                    abandon_receipts(self._folder.root, [receipt])
+                    abandon_receipts(self._place, [receipt])
                 if self._base is None:
-                    self._remove_made()
+                    self._place.undo(self._begun)
 
     def _writing(self) -> ShardWriter:
         if self._shards is None:
@@ -123,15 +121,3 @@ class Writer:
 
     def _known(self, id: str) -> int | None:
         return None if self._base is None else self._base.find(id)
-
-    def _remove_made(self) -> None:
-        """Remove the folders of a store that does not come to be; those that hold anything of others stay."""
-        if self._folder.version_numbers():
-            return
-        folder = self._folder
-        below = (folder.staging, folder.shards, folder.tables, folder.versions)
-        for path in below:
-            commit.remove_empty_folder(path, "zarr.json")
-        for path in reversed(self._made):
-            if path not in below:
-                commit.remove_empty_folder(path, "zarr.json")

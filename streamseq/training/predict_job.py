@@ -28,6 +28,7 @@ from streamseq.storage import commit
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.location import StoreFolder
+from streamseq.storage.place import LocalPlace
 from streamseq.storage.version import Shard, Version, format_version, parse_version
 
 
@@ -183,7 +184,7 @@ class Job:
 
     def has_store(self) -> bool:
         """Whether a version of the store exists, of this prediction or not."""
-        return bool(self._folder.version_numbers())
+        return bool(LocalPlace(self.root).version_numbers())
 
     def is_committed(self, num_tasks: int) -> bool:
         """Whether version 1 of the store is what the tasks wrote."""
@@ -211,7 +212,7 @@ class Job:
         """Remove the folder, and those that were made for it and hold nothing else."""
         self.discard()
         commit.remove_tree(self.path)
-        if self._folder.version_numbers():
+        if LocalPlace(self.root).version_numbers():
             return
         below = (self._folder.staging, self._folder.shards, self._folder.tables, self._folder.versions)
         for folder in (*below, *reversed([path for path in made if path not in below])):

@@ -155,7 +155,7 @@ def test_more_shards_than_files_may_be_open(address, make):
 
 
 def shard_folders(store):
-    return [store._folder.shards / shard.id for shard in store.snapshot.shards]
+    return [store.place.root / "shards" / shard.id for shard in store.snapshot.shards]
 
 
 def test_plain_zarr_reads_what_was_written(tmp_path, make):

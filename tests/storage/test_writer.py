@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -148,23 +149,58 @@ def test_interrupt_after_the_version_is_there_keeps_it(store, make, same, monkey
     same(ss.open(store, version=2).read("b"), make(FIELDS, 30, 30))
 
 
-def write_one_in_the_other(outer, inner, make):
+def write_one_in_the_other(outer, inner, make, id="c"):
     with outer:
-        outer.write("c", **make(FIELDS, 60, 30))
+        outer.write(id, **make(FIELDS, 60, 30))
         with inner:
             inner.write("b", **make(FIELDS, 30, 30))
 
 
-def test_of_two_writers_of_one_version_the_second_is_told(store, make, same):
+def append_in_both(outer, inner, make):
+    with outer:
+        outer.append("a", **make(FIELDS, 60, 30))
+        outer.write("c", **make(FIELDS, 90, 30))
+        with inner:
+            inner.append("a", **make(FIELDS, 30, 30))
+
+
+def test_of_two_writers_of_one_sequence_the_second_is_told(store, make, same):
     first, second = ss.append(store), ss.append(store)
-    remedy = r"version 2 of .* by another writer meanwhile.*write it again with ss\.append"
+    remedy = r"'a' was changed by version 2 .* began with version 1; .*write it again with ss\.append"
     with pytest.raises(ss.VersionConflictError, match=remedy):
-        write_one_in_the_other(second, first, make)
+        append_in_both(second, first, make)
     shards = {shard.id for shard in ss.open(store).snapshot.shards}
     assert {path.name for path in (store / "shards").iterdir() if path.is_dir()} == shards
-    assert len(list((store / "tables").glob("*.arrow"))) == 4
-    assert ss.open(store).ids.to_pylist() == ["a", "b"]
+    assert {path.name.split(".")[0] for path in (store / "tables").glob("*.arrow")} == {
+        entry.sequences.name.split(".")[0] for entry in ss.open(store).snapshot.tables
+    }
+    assert ss.open(store).ids.to_pylist() == ["a"]
+    same(ss.open(store).read("a"), make(FIELDS, 0, 60))
+
+
+def test_two_writers_of_one_new_sequence_are_in_conflict(store, make, same):
+    first, second = ss.append(store), ss.append(store)
+    with pytest.raises(ss.VersionConflictError, match="'b' was changed by version 2"):
+        write_one_in_the_other(second, first, make, "b")
     same(ss.open(store).read("b"), make(FIELDS, 30, 30))
+
+
+def test_writers_of_different_sequences_both_win(store, make, same):
+    first, second = ss.append(store), ss.append(store)
+    write_one_in_the_other(second, first, make)
+    with ss.append(store) as writer:
+        writer.append("a", **make(FIELDS, 90, 7))
+    newest = ss.open(store)
+    assert newest.versions == [1, 2, 3, 4]
+    assert newest.ids.to_pylist() == ["a", "b", "c"]
+    same(newest.read("a"), {name: np.concatenate(parts) for name, parts in both(make, (0, 30), (90, 7)).items()})
+    same(newest.read("b"), make(FIELDS, 30, 30))
+    same(newest.read("c"), make(FIELDS, 60, 30))
+
+
+def both(make, *spans):
+    made = [make(FIELDS, *span) for span in spans]
+    return {name: [arrays[name] for arrays in made] for name in FIELDS}
 
 
 def test_of_two_creators_the_second_is_told(address, make, same):
@@ -175,27 +211,20 @@ def test_of_two_creators_the_second_is_told(address, make, same):
     assert ss.open(address).ids.to_pylist() == ["b"]
 
 
-def test_of_many_appenders_at_once_one_wins(store, make):
-    outcomes = []
-
+def test_many_appenders_at_once_all_win(store, make, same):
     def append(number):
-        try:
-            with ss.append(store) as writer:
-                writer.write(f"s{number}", **make(FIELDS, 30 * number, 30))
-                barrier.wait()
-            outcomes.append(number)
-        except ss.VersionConflictError:
-            outcomes.append(None)
+        with ss.append(store) as writer:
+            writer.write(f"s{number}", **make(FIELDS, 30 * number, 30))
+            barrier.wait()
 
     barrier = threading.Barrier(6)
-    threads = [threading.Thread(target=append, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = [number for number in outcomes if number is not None]
-    assert len(outcomes) == 6
-    assert ss.open(store).ids.to_pylist() == ["a", f"s{winner}"]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(append, range(1, 7)))
+    newest = ss.open(store)
+    assert newest.versions == list(range(1, 8))
+    assert sorted(newest.ids.to_pylist()) == ["a", *(f"s{number}" for number in range(1, 7))]
+    for number in range(1, 7):
+        same(newest.read(f"s{number}"), make(FIELDS, 30 * number, 30))
 
 
 def test_create_refuses_a_store_and_a_folder_with_files(store, tmp_path):

@@ -1,0 +1,253 @@
+"""Where a store lies, behind one interface: what is read there, and how it is written so that nothing is lost.
+
+Names are relative to the root of the store, with `/` between folders: `versions/00000001.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from streamseq.storage import commit
+from streamseq.storage.location import StoreFolder, local_path, version_of
+
+#: The folders of a store, and the file that makes each a Zarr group.
+FOLDERS = ("versions", "tables", "shards", "staging")
+GROUP_FILE = "zarr.json"
+
+
+class Place(ABC):
+    """Where a store lies. Picklable."""
+
+    @property
+    @abstractmethod
+    def uri(self) -> str:
+        """The address of the root."""
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """The names of what is in a folder now, "" for the root, in no order; empty where it is not there."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a small file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+
+    @abstractmethod
+    def file(self, name: str) -> AbstractContextManager[Path]:
+        """A file of this machine that has the content of a file of the store; it can be opened in the block.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+
+    @abstractmethod
+    def shard(self, shard: str, field: str) -> AbstractContextManager[Path]:
+        """A folder of this machine in which the files of one field of a shard lie; they can be opened in the block."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or folder, which may be empty."""
+
+    @abstractmethod
+    def modified(self, name: str) -> float:
+        """When a file or folder was last changed, in seconds, by the clock of where the store lies.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+
+    @abstractmethod
+    def begin(self) -> object:
+        """Prepare to write; what is returned is handed to `undo` if no version comes of it."""
+
+    @abstractmethod
+    def undo(self, begun: object) -> None:
+        """Remove what `begin` and the writing made, where there is still no version; what others have stays."""
+
+    @abstractmethod
+    def staging(self, writer: str) -> Path:
+        """The folder of this machine in which a writer prepares its files; made where it is missing."""
+
+    @abstractmethod
+    def end_staging(self, writer: str) -> None:
+        """Remove the folder of a writer and what is in it."""
+
+    @abstractmethod
+    def publish_shards(self, staged: Sequence[Path]) -> None:
+        """Give finished shards, folders in a staging folder whose files are on the disk, their names."""
+
+    @abstractmethod
+    def publish_table(self, staged: Path) -> None:
+        """Give a finished table, a file in a staging folder that is on the disk, its name."""
+
+    @abstractmethod
+    def put_if_absent(self, name: str, content: bytes, staging: Path) -> bool:
+        """Make a file appear with all of its content, unless it exists; return whether this call made it appear.
+
+        The folder is there already. Of any number of callers exactly one makes the file, and it is there for good when
+        this returns.
+
+        Args:
+            name: Its name.
+            content: What is in it.
+            staging: A staging folder of the caller.
+
+        Raises:
+            StoreError: This cannot be done where the store lies.
+        """
+
+    @abstractmethod
+    def make_folders(self) -> None:
+        """Make the folders of a store where they are missing."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder and what is in it, if it is there."""
+
+    def version_numbers(self) -> list[int]:
+        """The numbers of the versions committed here, ascending; empty where there is no store."""
+        numbers = (version_of(name) for name in self.names("versions"))
+        return sorted(number for number in numbers if number is not None)
+
+    def holds_only_leftovers(self) -> bool:
+        """Whether there is nothing at the root, or no more than what writers that never committed leave behind."""
+        return set(self.names("")) <= {*FOLDERS, GROUP_FILE} and not self.version_numbers()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
+
+class LocalPlace(Place):
+    """A folder of this machine, or one that is mounted.
+
+    Args:
+        root: The absolute path of the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def uri(self) -> str:
+        """The path."""
+        return str(self.root)
+
+    def names(self, folder: str) -> list[str]:
+        """See `Place.names`."""
+        try:
+            return os.listdir(self.root / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def read(self, name: str) -> bytes:
+        """See `Place.read`."""
+        try:
+            return (self.root / name).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from None
+
+    def file(self, name: str) -> AbstractContextManager[Path]:
+        """See `Place.file`: the file itself."""
+        return contextlib.nullcontext(self.root / name)
+
+    def shard(self, shard: str, field: str) -> AbstractContextManager[Path]:
+        """See `Place.shard`: the folder itself."""
+        return contextlib.nullcontext(self.root / "shards" / shard)
+
+    def exists(self, name: str) -> bool:
+        """See `Place.exists`."""
+        return (self.root / name).exists()
+
+    def modified(self, name: str) -> float:
+        """See `Place.modified`."""
+        return (self.root / name).stat().st_mtime
+
+    def begin(self) -> list[Path]:
+        """See `Place.begin`: the folders that were made."""
+        return commit.make_folder(self.root / "staging")
+
+    def undo(self, begun: object) -> None:
+        """See `Place.undo`."""
+        assert isinstance(begun, list)
+        if self.version_numbers():
+            return
+        below = [self.root / name for name in reversed(FOLDERS)]
+        for path in (*below, *(path for path in reversed(begun) if path not in below)):
+            commit.remove_empty_folder(path, GROUP_FILE)
+
+    def staging(self, writer: str) -> Path:
+        """See `Place.staging`: a folder in the store, so that publishing is renaming."""
+        folder = self.root / "staging" / writer
+        commit.make_folder(folder)
+        return folder
+
+    def end_staging(self, writer: str) -> None:
+        """See `Place.end_staging`."""
+        commit.remove_tree(self.root / "staging" / writer)
+
+    def publish_shards(self, staged: Sequence[Path]) -> None:
+        """See `Place.publish_shards`."""
+        if staged:
+            commit.make_folder(self.root / "shards")
+            commit.publish_folders(list(staged), self.root / "shards")
+
+    def publish_table(self, staged: Path) -> None:
+        """See `Place.publish_table`."""
+        commit.publish_file(staged, self.root / "tables")
+
+    def put_if_absent(self, name: str, content: bytes, staging: Path) -> bool:
+        """See `Place.put_if_absent`."""
+        return commit.put_if_absent(self.root / name, content, staging)
+
+    def make_folders(self) -> None:
+        """See `Place.make_folders`."""
+        for name in FOLDERS:
+            commit.make_folder(self.root / name)
+
+    def remove(self, name: str) -> None:
+        """See `Place.remove`."""
+        path = self.root / name
+        if path.is_dir() and not path.is_symlink():
+            commit.remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    @property
+    def folder(self) -> StoreFolder:
+        """Its folders as paths."""
+        return StoreFolder(self.root)
+
+
+def place_of(uri: str | os.PathLike[str] | Place) -> Place:
+    """Return the place that an address names.
+
+    Args:
+        uri: A local path or a `file://` URL; or a place, which is returned as it is.
+
+    Raises:
+        TypeError: `uri` is neither text nor a path.
+        ValueError: The address is empty, or a URL of another scheme.
+
+    Example:
+        >>> place_of("file:///data/plants.zarr").uri
+        '/data/plants.zarr'
+    """
+    return uri if isinstance(uri, Place) else LocalPlace(local_path(uri))
+
+
+def version_name(version: int) -> str:
+    """The name of the file of a version.
+
+    Example:
+        >>> version_name(3)
+        'versions/00000003.json'
+    """
+    return f"versions/{version:08d}.json"
