@@ -94,7 +94,8 @@ def put_if_absent(path: Path, content: bytes, staging: Path) -> bool:
     callers exactly one makes the file.
 
     Raises:
-        StoreError: The file system has no hard links, without which this cannot be done.
+        StoreError: The file system has no hard links, without which this cannot be done; or the file is there, but the
+            disk failed to keep its name. Others may have read it already, so that it stays, and the caller is told.
     """
     staged = staging / path.name
     staged.unlink(missing_ok=True)
@@ -108,8 +109,16 @@ def put_if_absent(path: Path, content: bytes, staging: Path) -> bool:
             raise
         raise StoreError(f"a store lies on a file system with hard links, {path} is not on one: move it") from error
     finally:
-        staged.unlink()
-    sync_folder(path.parent)
+        # Where it cannot be removed it is a leftover, and what was decided stays.
+        with contextlib.suppress(OSError):
+            staged.unlink()
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(
+            f"{path} is there, but the disk failed to keep its name ({error.strerror}), so that a power failure may "
+            "undo it: check the disk, and look whether it is still there before you write the same again"
+        ) from error
     return True
 
 
