@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from streamseq.data.loader import StreamLoader
     from streamseq.data.window import Window
     from streamseq.etl.job import ingest
+    from streamseq.storage.leftovers import clean
     from streamseq.storage.memory import from_arrays
     from streamseq.storage.store import append, create, open
     from streamseq.tbptt.burn_in import burn_in
@@ -42,6 +43,7 @@ _LAZY = {
     "Window": "streamseq.data.window",
     "append": "streamseq.storage.store",
     "burn_in": "streamseq.tbptt.burn_in",
+    "clean": "streamseq.storage.leftovers",
     "create": "streamseq.storage.store",
     "from_arrays": "streamseq.storage.memory",
     "ingest": "streamseq.etl.job",
@@ -67,6 +69,7 @@ __all__ = [
     "__version__",
     "append",
     "burn_in",
+    "clean",
     "create",
     "from_arrays",
     "ingest",

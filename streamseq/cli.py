@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamseq import cli_upkeep
 from streamseq._version import __version__
 from streamseq.core.errors import StreamseqError
 
@@ -66,6 +67,10 @@ def commands() -> None:
 
     Every command takes --json, exits 0 on success, 1 when the data or the store is not well and 2 on wrong use.
     """
+
+
+for _command in cli_upkeep.COMMANDS:
+    commands.add_command(_command)
 
 
 class _Pipelines(click.Group):

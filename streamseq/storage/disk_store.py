@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import Field
+from streamseq.storage.findings import VerifyReport
 from streamseq.storage.interface import Reader, Store, check_limits
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.place import Place, place_of, version_name
@@ -196,6 +197,13 @@ class DiskStore(Store):
         """See `Store.attrs_json`."""
         text: str = self._sequences[1][sequence].as_py()
         return text
+
+    def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """See `Store.verify`: version file, tables, the checksum of every chunk, and that it decodes."""
+        # It reads versions, as stores do.
+        from streamseq.storage.verify import verify
+
+        return verify(self.place, self._number, workers=workers, progress=progress)
 
     def _read(self, sequence: int, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
         lock, reader = self._shared_reader()

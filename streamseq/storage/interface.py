@@ -7,10 +7,10 @@ import math
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
+
+if TYPE_CHECKING:
+    from streamseq.storage.findings import VerifyReport
 
 Int64 = NDArray[np.int64]
 
@@ -377,6 +380,25 @@ class Store(ABC):
                 f"of {self.ids[sequence].as_py()!r}"
             )
         return self._read(sequence, first, last, self._names(fields))
+
+    def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """Read all of it, and say what is not as it was written; it does not stop at the first problem.
+
+        Args:
+            workers: Threads that read, where that helps; None: one a core.
+            progress: Called with how much is done and how much there is.
+
+        Returns:
+            The report: `ok`, `problems`, and the `spans` of sequences that cannot be read.
+
+        Example:
+            >>> import streamseq as ss
+            >>> ss.from_arrays({"a": {"x": [1.0, 2.0, 3.0]}}).verify().ok
+            True
+        """
+        from streamseq.storage.verify_reading import verify_by_reading
+
+        return verify_by_reading(self, progress)
 
     def _index(self, id_or_index: str | int) -> int:
         if isinstance(id_or_index, str):

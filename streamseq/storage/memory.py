@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.fields import Field, check_fields
 from streamseq.storage.checksum import as_bytes, crc32c, to_hex
+from streamseq.storage.findings import VerifyReport
 from streamseq.storage.interface import InFile, Int64, Parts, Reader, Store, check_limits
 from streamseq.storage.layout import CHUNK_BYTES, timesteps_of_bytes
 from streamseq.storage.shard_writer import attrs_json, check_arrays, check_id
@@ -156,6 +157,10 @@ class MemoryStore(Store):
     def attrs_json(self, sequence: int) -> str:
         """See `Store.attrs_json`."""
         return self._attrs[sequence]
+
+    def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """See `Store.verify`: nothing is stored, so nothing can have changed."""
+        return VerifyReport(store=self.uri, versions=(1,), sequences=len(self), timesteps=self.num_timesteps)
 
     def _read(self, sequence: int, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
         return {name: self._arrays[sequence][name][start:stop].copy() for name in fields}

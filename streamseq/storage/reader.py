@@ -318,32 +318,36 @@ class _Column:
         return file, key - self._chunk_borders[shard]
 
     def _open(self, number: int) -> Chunks:
-        name, layout, shard = self._name, self._version.layout, self._version.shards[number]
-        where = f"store {self._place.uri}, shard {shard.id}, field {name!r}"
-        field, codec, stored = layout.fields[name], layout.codecs[name], shard.fields[name]
-        checked = self._checked.setdefault(
-            (number, name), np.full(-(-shard.num_timesteps // self._steps), -1, np.int64)
-        )
-        with self._place.shard(shard.id, name) as path:
-            if layout.backend == "zarr":
-                return open_zarr_chunks(
-                    path, name, field, codec, shard.num_timesteps, self._steps, stored, where, checked
-                )
-            return ArrowChunks(
-                path,
-                name,
-                field,
-                codec,
-                shard.num_timesteps,
-                self._steps,
-                stored.num_bytes,
-                shard.manifest_crc32c,
-                where,
-                checked,
-            )
+        num_chunks = -(-self._lengths[number] // self._steps)
+        checked = self._checked.setdefault((number, self._name), np.full(num_chunks, -1, np.int64))
+        return open_chunks(self._place, self._version, number, self._name, checked)
 
     def close(self) -> None:
         """Close files and drop decoded chunks."""
         self._files.clear()
         self._coming.clear()
         self._cache.clear()
+
+
+def open_chunks(place: Place, version: Version, number: int, name: str, checked: Int64) -> Chunks:
+    """Open one field of one shard.
+
+    Args:
+        place: Where the store lies.
+        version: A version that names the shard.
+        number: The position of the shard in its list.
+        name: The field.
+        checked: For each chunk where its values begin once it was compared with its checksum, -1 before; noted there.
+
+    Raises:
+        CorruptionError: What says where the chunks lie is not what was written.
+    """
+    layout, shard = version.layout, version.shards[number]
+    where = f"store {place.uri}, shard {shard.id}, field {name!r}"
+    field, codec, stored = layout.fields[name], layout.codecs[name], shard.fields[name]
+    length, steps = shard.num_timesteps, layout.chunk_timesteps[name]
+    with place.shard(shard.id, name) as path:
+        if layout.backend == "zarr":
+            return open_zarr_chunks(path, name, field, codec, length, steps, stored, where, checked)
+        manifest_crc = shard.manifest_crc32c
+        return ArrowChunks(path, name, field, codec, length, steps, stored.num_bytes, manifest_crc, where, checked)
