@@ -7,7 +7,7 @@ import math
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +20,7 @@ from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
 
 if TYPE_CHECKING:
-    from streamseq.storage.findings import VerifyReport
+    import xarray
 
 Int64 = NDArray[np.int64]
 
@@ -381,24 +381,114 @@ class Store(ABC):
             )
         return self._read(sequence, first, last, self._names(fields))
 
-    def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read all of it, and say what is not as it was written; it does not stop at the first problem.
+    def to_arrow(
+        self,
+        ids: str | int | Iterable[str | int] | None = None,
+        fields: Sequence[str] | None = None,
+        *,
+        id_name: str = "id",
+        position_name: str = "position",
+    ) -> pa.Table:
+        """Sequences end to end as an Arrow table, a row a timestep; all of it is read into memory.
+
+        Attributes are not in it: see `attrs`. For more than fits in memory there is `to_arrow_batches`.
 
         Args:
-            workers: Threads that read, where that helps; None: one a core.
-            progress: Called with how much is done and how much there is.
+            ids: An id or index, several in any order, or None for all.
+            fields: The fields; None: all.
+            id_name: The name of the column of ids (large string).
+            position_name: The name of the column of positions in the sequence (int64).
 
         Returns:
-            The report: `ok`, `problems`, and the `spans` of sequences that cannot be read.
+            Columns of ids, of positions, then the fields, those with a step shape as `fixed_shape_tensor`.
+
+        Raises:
+            KeyError: There is no sequence with this id.
+            IndexError: There is no sequence with this index.
+            ValueError: There is no such field, or two columns have one name.
+            CorruptionError: Stored bytes are not what was written.
 
         Example:
             >>> import streamseq as ss
-            >>> ss.from_arrays({"a": {"x": [1.0, 2.0, 3.0]}}).verify().ok
-            True
+            >>> store = ss.from_arrays({"a": {"x": [1.5, 2.5]}, "b": {"x": [3.5]}})
+            >>> store.to_arrow().to_pylist()[1:]
+            [{'id': 'a', 'position': 1, 'x': 2.5}, {'id': 'b', 'position': 0, 'x': 3.5}]
         """
-        from streamseq.storage.verify_reading import verify_by_reading
+        return self.to_arrow_batches(ids, fields, id_name=id_name, position_name=position_name).read_all()
 
-        return verify_by_reading(self, progress)
+    def to_arrow_batches(
+        self,
+        ids: str | int | Iterable[str | int] | None = None,
+        fields: Sequence[str] | None = None,
+        *,
+        id_name: str = "id",
+        position_name: str = "position",
+        batch_bytes: int | str = "16 MiB",
+    ) -> pa.RecordBatchReader:
+        """What `to_arrow` returns, read batch by batch: for what does not fit in memory.
+
+        Args:
+            ids: See `to_arrow`.
+            fields: See `to_arrow`.
+            id_name: See `to_arrow`.
+            position_name: See `to_arrow`.
+            batch_bytes: About the bytes of a batch, or text such as "16 MiB"; at least one timestep.
+
+        Raises:
+            What `to_arrow` raises: `CorruptionError` when the batch is read.
+
+        Example:
+            >>> import streamseq as ss
+            >>> store = ss.from_arrays({"a": {"x": [1.5, 2.5]}, "b": {"x": [3.5]}})
+            >>> [batch.num_rows for batch in store.to_arrow_batches(batch_bytes=70)]
+            [2, 1]
+        """
+        from streamseq.storage.export_arrow import arrow_batches
+
+        names = {"id_name": id_name, "position_name": position_name}
+        return arrow_batches(self, ids, fields, **names, batch_bytes=batch_bytes)
+
+    def to_xarray(
+        self,
+        ids: str | int | Iterable[str | int] | None = None,
+        fields: Sequence[str] | None = None,
+        *,
+        id_name: str = "id",
+        position_name: str = "position",
+    ) -> xarray.Dataset:
+        """Sequences end to end as an xarray dataset, which reads what is indexed, when it is needed.
+
+        The fields are variables along the dimension "timestep"; the axes of a step shape have the dimensions `x_0`,
+        `x_1`, ... of a field `x`, as in Zarr shards. `.chunk()` makes Dask arrays of them.
+
+        Args:
+            ids: One id or index, several in any order, or None for all.
+            fields: The fields; None: all.
+            id_name: The name of the coordinate of ids.
+            position_name: The name of the coordinate of positions in the sequence.
+
+        Returns:
+            Of one id a dataset with its attributes, its id and, along "timestep", positions. Of several, or all, one
+            with coordinates along "timestep": ids, positions, and `sequence_attrs`, the attributes as JSON.
+
+        Raises:
+            ImportError: xarray is not installed: `pip install streamseq[xarray]`.
+            KeyError: There is no sequence with this id.
+            IndexError: There is no sequence with this index.
+            ValueError: There is no such field, or a field has the name of a coordinate or dimension.
+            CorruptionError: Stored bytes are not what was written; when they are read.
+
+        Example:
+            >>> import streamseq as ss
+            >>> store = ss.from_arrays({"a": {"x": [1.5, 2.5]}, "b": {"x": [3.5]}}, attrs={"a": {"site": "north"}})
+            >>> store.to_xarray("a").attrs, store.to_xarray("a")["x"].values
+            ({'site': 'north'}, array([1.5, 2.5]))
+            >>> store.to_xarray()["x"].groupby("id").max().values
+            array([2.5, 3.5])
+        """
+        from streamseq.storage.export_xarray import xarray_dataset
+
+        return xarray_dataset(self, ids, fields, id_name=id_name, position_name=position_name)
 
     def _index(self, id_or_index: str | int) -> int:
         if isinstance(id_or_index, str):

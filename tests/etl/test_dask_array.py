@@ -1,0 +1,115 @@
+"""A field of a store as a Dask array."""
+
+import pickle
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client
+
+import streamseq as ss
+from streamseq.storage.export_rows import Rows
+
+VALUES = np.arange(600, dtype=np.float32).reshape(300, 2)
+SEQUENCES = {"a": VALUES[:70], "empty": VALUES[:0], "b": VALUES[70:275], "c": VALUES[275:]}
+
+
+@pytest.fixture(params=["zarr", "arrow", "memory"])
+def store(request, tmp_path):
+    if request.param == "memory":
+        return ss.from_arrays({id: {"x": values} for id, values in SEQUENCES.items()})
+    address = tmp_path / f"s.{request.param}"
+    with ss.create(address, {"x": ss.Field("float32", (2,))}, chunk_bytes=80, shard_bytes=400) as writer:
+        for id, values in SEQUENCES.items():
+            writer.write(id, x=values)
+    return ss.open(address)
+
+
+def test_the_array_is_the_sequences_end_to_end(store):
+    for ids in (None, "b", 2, ["c", "a"], [], "empty"):
+        chosen = SEQUENCES if ids is None else [ids] if isinstance(ids, str) else ["b"] if ids == 2 else ids
+        wanted = np.concatenate([VALUES[:0], *(SEQUENCES[id] for id in chosen)])
+        for chunk_bytes in (None, "160 B", 1):
+            array = ss.etl.to_dask(store, "x", ids, chunk_bytes=chunk_bytes)
+            assert array.shape == wanted.shape
+            assert array.dtype == np.float32
+            computed = array.compute()
+            assert computed.dtype == np.float32
+            assert np.array_equal(computed, wanted)
+
+
+def test_chunks_go_by_bytes_of_the_call_or_of_dask(store):
+    assert ss.etl.to_dask(store, "x").chunks == ((300,), (2,))
+    asked = ss.etl.to_dask(store, "x", chunk_bytes=800).chunks
+    assert max(asked[0]) <= 100
+    with dask.config.set({"array.chunk-size": "800 B"}):
+        assert ss.etl.to_dask(store, "x").chunks == asked
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        np.s_[3:290:7],
+        np.s_[::-1],
+        np.s_[280:3:-3],
+        np.s_[5],
+        np.s_[-1, 1],
+        np.s_[:, None],
+        np.s_[..., 0],
+        np.s_[[1, 5, 299]],
+    ],
+)
+def test_the_array_is_indexed_as_numpy_s(store, key):
+    assert np.array_equal(ss.etl.to_dask(store, "x", chunk_bytes=160)[key].compute(), VALUES[key])
+
+
+def test_only_what_is_shown_is_read(store, monkeypatch):
+    read = []
+    read_spans = Rows.read
+    monkeypatch.setattr(Rows, "read", lambda *args: (read.append(args[3]), read_spans(*args))[1])
+    array = ss.etl.to_dask(store, "x", chunk_bytes=800)
+    assert not read
+    array[30:40, :1].compute(scheduler="synchronous")
+    assert sum(int((stop - start).sum()) for _, start, stop in read) == 10
+
+
+def test_the_name_says_what_the_array_holds(store):
+    names = {
+        ss.etl.to_dask(store, "x", ids, chunk_bytes=size).name
+        for ids in (None, "a", ["a", "b"])
+        for size in (None, 160)
+    }
+    assert len(names) == 6
+    assert ss.etl.to_dask(store, "x", "a").name in names
+
+
+def test_a_graph_is_small_for_a_store_on_disk(store):
+    size = len(pickle.dumps(ss.etl.to_dask(store, "x", chunk_bytes=800)))
+    if store.backend != "memory":
+        assert size < 4000
+
+
+def test_processes_open_the_store_themselves(store):
+    with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        array = ss.etl.to_dask(store, "x", chunk_bytes=160)
+        assert np.array_equal(client.gather(client.compute(array)), VALUES)
+
+
+def test_an_array_stays_with_its_version(tmp_path):
+    address = tmp_path / "s.zarr"
+    with ss.create(address, {"x": ss.Field("int64")}) as writer:
+        writer.write("a", x=np.arange(5))
+    array = ss.etl.to_dask(ss.open(address), "x")
+    with ss.append(address) as writer:
+        writer.append("a", x=np.arange(5, 9))
+    assert pickle.loads(pickle.dumps(array)).compute().tolist() == list(range(5))
+    assert ss.etl.to_dask(ss.open(address), "x").compute().tolist() == list(range(9))
+
+
+def test_what_is_not_there_is_refused(store):
+    with pytest.raises(ValueError, match="no field 'y'"):
+        ss.etl.to_dask(store, "y")
+    with pytest.raises(KeyError, match="no sequence 'nope'"):
+        ss.etl.to_dask(store, "x", ["nope"])
+    with pytest.raises(IndexError, match="from 0 to 3"):
+        ss.etl.to_dask(store, "x", 4)
