@@ -7,7 +7,7 @@ import math
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,8 @@ from streamseq.core.fields import Field
 
 if TYPE_CHECKING:
     import xarray
+
+    from streamseq.storage.findings import VerifyReport
 
 Int64 = NDArray[np.int64]
 
@@ -489,6 +491,25 @@ class Store(ABC):
         from streamseq.storage.export_xarray import xarray_dataset
 
         return xarray_dataset(self, ids, fields, id_name=id_name, position_name=position_name)
+
+    def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """Read all of it, and say what is not as it was written; it does not stop at the first problem.
+
+        Args:
+            workers: Threads that read, where that helps; None: one a core.
+            progress: Called with how much is done and how much there is.
+
+        Returns:
+            The report: `ok`, `problems`, and the `spans` of sequences that cannot be read.
+
+        Example:
+            >>> import streamseq as ss
+            >>> ss.from_arrays({"a": {"x": [1.0, 2.0, 3.0]}}).verify().ok
+            True
+        """
+        from streamseq.storage.verify_reading import verify_by_reading
+
+        return verify_by_reading(self, progress)
 
     def _index(self, id_or_index: str | int) -> int:
         if isinstance(id_or_index, str):
