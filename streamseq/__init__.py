@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from streamseq.data.loader import StreamLoader
     from streamseq.data.window import Window
     from streamseq.etl.job import ingest
+    from streamseq.storage.adopted_arrow import adopt_arrow
+    from streamseq.storage.adopted_npy import adopt_npy
+    from streamseq.storage.adopted_parquet import adopt_parquet
+    from streamseq.storage.adopted_zarr import adopt_zarr
     from streamseq.storage.leftovers import clean
     from streamseq.storage.memory import from_arrays
     from streamseq.storage.store import append, create, open
@@ -41,6 +45,10 @@ _LAZY = {
     "StreamLoader": "streamseq.data.loader",
     "TBPTT": "streamseq.tbptt.engine",
     "Window": "streamseq.data.window",
+    "adopt_arrow": "streamseq.storage.adopted_arrow",
+    "adopt_npy": "streamseq.storage.adopted_npy",
+    "adopt_parquet": "streamseq.storage.adopted_parquet",
+    "adopt_zarr": "streamseq.storage.adopted_zarr",
     "append": "streamseq.storage.store",
     "burn_in": "streamseq.tbptt.burn_in",
     "clean": "streamseq.storage.leftovers",
@@ -67,6 +75,10 @@ __all__ = [
     "VersionConflictError",
     "Window",
     "__version__",
+    "adopt_arrow",
+    "adopt_npy",
+    "adopt_parquet",
+    "adopt_zarr",
     "append",
     "burn_in",
     "clean",

@@ -12,7 +12,7 @@ import struct
 _CONTINUES = 0xFFFFFFFF
 _PREFIX_BYTES = 8
 # Numbers of fields in their tables.
-_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _BATCH_LENGTH, _BATCH_BUFFERS = 1, 2, 0, 2
+_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _BATCH_LENGTH, _BATCH_BUFFERS, _BATCH_COMPRESSION = 1, 2, 0, 2, 3
 _RECORD_BATCH = 3
 
 
@@ -26,12 +26,7 @@ def record_batch_values(message: memoryview) -> tuple[int, int, memoryview]:
     if mark != _CONTINUES or not 0 < metadata_bytes <= len(message) - _PREFIX_BYTES:
         raise ValueError("it is not an Arrow message")
     metadata = message[_PREFIX_BYTES : _PREFIX_BYTES + metadata_bytes]
-    root = _follow(metadata, 0)
-    kind = _field(metadata, root, _MESSAGE_HEADER_TYPE)
-    header = _field(metadata, root, _MESSAGE_HEADER)
-    if kind is None or header is None or metadata[kind] != _RECORD_BATCH:
-        raise ValueError("it is not a record batch")
-    batch = _follow(metadata, header)
+    batch = _record_batch(metadata)
     length = _field(metadata, batch, _BATCH_LENGTH)
     buffers = _field(metadata, batch, _BATCH_BUFFERS)
     if buffers is None:
@@ -46,6 +41,31 @@ def record_batch_values(message: memoryview) -> tuple[int, int, memoryview]:
         raise ValueError("it has values outside its body")
     rows = 0 if length is None else struct.unpack_from("<q", metadata, length)[0]
     return rows, _PREFIX_BYTES + metadata_bytes + offset, body[offset : offset + size]
+
+
+def batch_header(metadata: memoryview) -> tuple[int, bool]:
+    """Rows of a record batch, and whether it is compressed, from the metadata of its message.
+
+    Raises:
+        ValueError: It is not such metadata.
+    """
+    try:
+        batch = _record_batch(metadata)
+        length = _field(metadata, batch, _BATCH_LENGTH)
+        rows = 0 if length is None else struct.unpack_from("<q", metadata, length)[0]
+        return int(rows), _field(metadata, batch, _BATCH_COMPRESSION) is not None
+    except (struct.error, IndexError):
+        raise ValueError("its metadata is not a flatbuffer") from None
+
+
+def _record_batch(metadata: memoryview) -> int:
+    """The position of the record batch in the metadata of a message."""
+    root = _follow(metadata, 0)
+    kind = _field(metadata, root, _MESSAGE_HEADER_TYPE)
+    header = _field(metadata, root, _MESSAGE_HEADER)
+    if kind is None or header is None or metadata[kind] != _RECORD_BATCH:
+        raise ValueError("it is not a record batch")
+    return _follow(metadata, header)
 
 
 def _follow(metadata: memoryview, place: int) -> int:
