@@ -117,14 +117,17 @@ class StreamDataset(IterableDataset[Window]):
             shuffle=bool(shuffle),
             seed=seed,
             longest=longest,
-            run=RUN * max(store.chunk_timesteps[each.field] for each in emitted.values()),
+            run=_run(store, emitted),
         )
         lane_start, lane_stop = lanes_of_rank(lanes, rank, world_size)
         self._view = View(emitted=emitted, lane_start=lane_start, lane_stop=lane_stop, batch_first=bool(batch_first))
-        self._selection = _selection(store, sequences)
+        # Chosen anew from each version: what can be gone through but once is kept as a list.
+        self._sequences = sequences if sequences is None or hasattr(sequences, "to_pylist") else _listed(sequences)
+        self._selection = _selection(store, self._sequences)
         self._memory = None if memory is None else parse_bytes(memory)
         self._cursor = Cursor()
         self._cursor.set_epoch(_epoch(epoch))
+        self._cursor.version = store.version
         self._plan = self._make_plan()
         #: The window at which the stream goes on: what was handed out before it counts as consumed.
         self.position = 0
@@ -147,7 +150,9 @@ class StreamDataset(IterableDataset[Window]):
     @property
     def plan(self) -> Plan:
         """The plan of the current epoch."""
-        # The epoch is shared with other processes, which may have moved it.
+        # The epoch and the version are shared with other processes, which may have moved them.
+        if self.store.version != self._cursor.version:
+            self._move_to(self.store.at_version(self._cursor.version))
         if self._plan.epoch != self._cursor.epoch:
             self._settings = replace(self._settings, switches=())
             self._plan = self._make_plan()
@@ -232,7 +237,8 @@ class StreamDataset(IterableDataset[Window]):
         if self._buffers.limit != blocks * tensors:
             self._buffers, self._mask_buffers = Buffers(blocks * tensors, all_at_once=True), Buffers(blocks)
         buffers = self._buffers, self._mask_buffers
-        return BlockReader(self.store, self.plan, self._view, self._limits(blocks), *buffers, ahead > 0)
+        plan = self.plan  # which decides what the store is
+        return BlockReader(self.store, plan, self._view, self._limits(blocks), *buffers, ahead > 0)
 
     def _limits(self, blocks: int) -> Limits:
         view, plan = self._view, self.plan
@@ -323,6 +329,75 @@ class StreamDataset(IterableDataset[Window]):
         self._cursor.start_at(0)
         self.position = 0
 
+    def refresh(self, version: int | None = None) -> bool:
+        """Move to the newest version of the store, between epochs.
+
+        What `sequences` named is chosen from it anew: all sequences, or those with these ids, each as long as it is
+        now, and spans as they are. The epoch stays, and its windows count from 0. With another version the plan has
+        another fingerprint, and positions that were saved before are refused: to go on from one, open the version that
+        it names. State that is carried goes on with the next window, which resets every lane.
+
+        DataLoader workers that persist see it at their next iteration, one that runs ends on the version it began
+        with. Where there are several ranks all must move to the same version: let one find it, and pass it to the
+        others.
+
+        Args:
+            version: The version to move to; None: the newest one now.
+
+        Returns:
+            Whether the stream is on another version than before: `stream.store.version`. A store in memory, or one
+            that was adopted, has no other.
+
+        Raises:
+            ResumeError: The stream is within an epoch, or a position was loaded from which it has not gone on yet. A
+                new epoch (`set_epoch`) forgets both. (What workers of a plain DataLoader have consumed is not known.)
+            StoreError: There is no such version.
+            KeyError: A chosen sequence is not in the version, whose writer left it out; the stream stays as it is.
+            PlanError, ValueError: The version has nothing to emit, or is older.
+
+        Example:
+            >>> import tempfile, numpy as np, streamseq as ss
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with ss.create(folder + "/log.arrow", {"x": ss.Field("int64")}) as writer:
+            ...         writer.write("a", x=np.arange(3))
+            ...     stream = ss.StreamDataset(ss.open(folder + "/log.arrow"), lanes=1, window=3)
+            ...     first = [window["x"].tolist() for window in stream]
+            ...     with ss.append(folder + "/log.arrow") as writer:
+            ...         writer.append("a", x=np.arange(3, 5))
+            ...     stream.refresh(), stream.refresh(), first, [window["x"].tolist() for window in stream]
+            (True, False, [[[0, 1, 2]]], [[[0, 1, 2]], [[3, 4, 0]]])
+        """
+        plan, pending = self.plan, self._cursor.pending
+        if pending or 0 < self.position < plan.num_windows or (plan.settings.switches and not self.position):
+            raise ResumeError(
+                f"a stream moves to another version of its store between epochs, this one goes on at window "
+                f"{pending or self.position} of {plan.num_windows} of epoch {self.epoch}: finish the epoch, or call "
+                "set_epoch() first"
+            )
+        before = self.store, self._selection, self._settings, self._plan
+        store = self.store.at_version(version)
+        if version is not None and version < self.store.version:
+            raise ValueError(f"a stream moves to newer versions, got {version} on version {self.store.version}")
+        if store.version <= self.store.version:
+            return False
+        self._cursor.version = store.version
+        try:
+            self._move_to(store)
+            self._limits(blocks=2)
+        except BaseException:
+            self.store, self._selection, self._settings, self._plan = before
+            self._cursor.version = self.store.version
+            raise
+        self.position = 0
+        return True
+
+    def _move_to(self, store: Store) -> None:
+        """Plan the epoch over another version of the store."""
+        selection = _selection(store, self._sequences)
+        self.store, self._selection = store, selection
+        self._settings = replace(self._settings, run=_run(store, self._view.emitted), switches=())
+        self._plan = self._make_plan()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position: the next iteration, and only that one, starts there.
 
@@ -408,13 +483,22 @@ def _emitted(
     return emitted
 
 
+def _run(store: Store, emitted: Mapping[str, Emitted]) -> int:
+    """Timesteps that shuffling keeps together."""
+    return RUN * max(store.chunk_timesteps[each.field] for each in emitted.values())
+
+
+def _listed(sequences: Iterable[Any]) -> Iterable[Any]:
+    return sequences if isinstance(sequences, str) else list(sequences)
+
+
 def _selection(store: Store, sequences: Iterable[Any] | None) -> Selection:
     if sequences is None:
         return select_all(store.lengths)
     if isinstance(sequences, str):
         raise TypeError(f"sequences is a list of ids or spans, got the string {sequences!r}: pass [{sequences!r}]")
     chosen = sequences.to_pylist() if hasattr(sequences, "to_pylist") else list(sequences)
-    spans = []
+    names, spans = [], []
     for each in chosen:
         if isinstance(each, tuple | list):
             if len(each) != 3:
@@ -422,5 +506,7 @@ def _selection(store: Store, sequences: Iterable[Any] | None) -> Selection:
             name, start, stop = each
         else:
             name, start, stop = each, 0, None
-        spans.append((store.index(name), start, stop))
-    return select_spans(store.lengths, spans)
+        names.append(name)
+        spans.append((start, stop))
+    indices = store.indices(names).tolist()
+    return select_spans(store.lengths, [(index, *span) for index, span in zip(indices, spans, strict=True)])

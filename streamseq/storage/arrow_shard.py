@@ -1,16 +1,14 @@
-"""One field of one shard as an Arrow IPC file, one record batch a chunk, and the manifest that says where they lie.
+"""One field of one shard as an Arrow IPC file, one record batch a chunk.
 
-The manifest of a shard gives the offset, length and crc32c of each record batch in its file, so that one batch is
-read, checked and decoded without the footer, which has no checksum.
+The manifest of the shard says where the message of each record batch lies, so that one is read, checked and decoded
+without the footer.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
-import os
 import struct
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -23,18 +21,25 @@ from numpy.typing import NDArray
 from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
 from streamseq.storage.arrow_message import record_batch_values
-from streamseq.storage.checksum import as_bytes, crc32c, to_hex
+from streamseq.storage.checksum import as_bytes, crc32c
+from streamseq.storage.chunk_file import ChunkFile, ShardField
 from streamseq.storage.commit import sync_file, write_durably
-from streamseq.storage.interface import InFile, Int64
-from streamseq.storage.scratch import scratch
-from streamseq.storage.version import StoredField
+from streamseq.storage.interface import InFile
+from streamseq.storage.layout import ShardLayout
+from streamseq.storage.manifest import (
+    FieldManifest,
+    manifest_bytes,
+    manifest_document,
+    max_manifest_bytes,
+    parse_manifest,
+)
+from streamseq.storage.plain_file import read_inside
+from streamseq.storage.version import Shard, StoredField
+from streamseq.storage.zstd_frame import zstd_content_bytes
 
 _MANIFEST = "shard.json"
 # The magic at the start of an IPC file, filled up to eight bytes.
 _MAGIC_BYTES = 8
-
-Batch = tuple[int, int, int]
-"""Where one record batch lies in its file: offset, bytes, crc32c."""
 
 
 def arrow_schema(name: str, field: Field) -> pa.Schema:
@@ -46,7 +51,7 @@ def arrow_schema(name: str, field: Field) -> pa.Schema:
 
 
 class _ChecksummedSink:
-    """A file as pyarrow wants it, that keeps the crc32c of what passes after the first `head` bytes."""
+    """A file as pyarrow wants it, that keeps the crc32c of the first `head` bytes and of what passes after them."""
 
     closed = False
 
@@ -54,11 +59,14 @@ class _ChecksummedSink:
         self._file = file
         self._head = head
         self.offset = 0
+        self.head_crc = 0
         self.crc = 0
 
     def write(self, data: Any) -> int:
         raw = np.frombuffer(data, np.uint8)
-        self.crc = crc32c(raw[max(0, self._head - self.offset) :], self.crc)
+        of_head = max(0, self._head - self.offset)
+        self.head_crc = crc32c(raw[:of_head], self.head_crc)
+        self.crc = crc32c(raw[of_head:], self.crc)
         self.offset += len(raw)
         return self._file.write(raw.data)
 
@@ -79,12 +87,12 @@ class ArrowFieldFile:
         self._field = field
         self._schema = arrow_schema(name, field)
         # pyarrow writes magic and schema together with the first batch, which begins after them.
-        self._end = _MAGIC_BYTES + self._schema.serialize().size
+        self._end = self._head = _MAGIC_BYTES + self._schema.serialize().size
         self._file: IO[bytes] = (shard / f"{name}.arrow").open("xb")
-        self._sink = _ChecksummedSink(self._file, self._end)
+        self._sink = _ChecksummedSink(self._file, self._head)
         options = pa.ipc.IpcWriteOptions(compression=None if codec == "none" else codec)
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema, options=options)
-        self.batches: list[Batch] = []
+        self._chunks: list[tuple[int, int, int]] = []
 
     def write_chunk(self, chunk: NDArray[Any]) -> None:
         """Write one chunk `[m, *D]`, contiguous."""
@@ -95,94 +103,65 @@ class ArrowFieldFile:
             values = pa.ExtensionArray.from_storage(kind, storage)
         self._sink.crc = 0
         self._writer.write_batch(pa.record_batch([values], schema=self._schema))
-        self.batches.append((self._end, self._sink.offset - self._end, self._sink.crc))
+        self._chunks.append((self._end, self._sink.offset - self._end, self._sink.crc))
         self._end = self._sink.offset
 
-    def finish(self, crc: int) -> StoredField:
+    def finish(self, crc: int) -> tuple[StoredField, FieldManifest]:
         """Write the footer and put the file on the disk; `crc` is that of all decoded values."""
+        self._sink.crc = self._sink.head_crc
         self._writer.close()
         sync_file(self._file)
         self._file.close()
-        return StoredField(num_bytes=self._sink.offset, crc32c=crc)
+        stored = StoredField(num_bytes=self._sink.offset, crc32c=crc)
+        return stored, FieldManifest(chunks=tuple(self._chunks), ends_crc32c=self._sink.crc)
 
     def close(self) -> None:
         """Close the file of a shard that is not going to be finished."""
-        self._file.close()
+        # What a full disk has no room for is not wanted any more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
-def write_manifest(shard: Path, batches: Mapping[str, list[Batch]]) -> int:
-    """Write where the record batches of each field lie, put it on the disk, and return its crc32c."""
-    document = {
-        name: [{"offset": offset, "bytes": size, "crc32c": to_hex(crc)} for offset, size, crc in entries]
-        for name, entries in batches.items()
-    }
-    content = json.dumps({"batches": document}, indent=1).encode()
+def write_arrow_manifest(shard: Path, fields: Mapping[str, FieldManifest]) -> int:
+    """Write the manifest of a shard, put it on the disk, and return its crc32c."""
+    content = manifest_bytes(manifest_document(fields))
     write_durably(shard / _MANIFEST, content)
     return crc32c(content)
 
 
-def _read_manifest(shard: Path, name: str, crc: int | None, where: str) -> list[Batch]:
-    content = (shard / _MANIFEST).read_bytes()
-    if crc32c(content) != crc:
-        raise CorruptionError(f"{where} has a {_MANIFEST} that fails its checksum: restore the shard")
-    try:
-        return [
-            (int(entry["offset"]), int(entry["bytes"]), int(entry["crc32c"], 16))
-            for entry in json.loads(content)["batches"][name]
-        ]
-    except (ValueError, TypeError, KeyError):
-        raise CorruptionError(f"{where} has a {_MANIFEST} that does not say where its chunks lie") from None
+def read_arrow_manifest(folder: Path, layout: ShardLayout, shard: Shard, where: str) -> dict[str, FieldManifest]:
+    """Read the manifest of a shard whose files lie in a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        CorruptionError: It is not what was written.
+    """
+    content = read_inside(folder, _MANIFEST, max_manifest_bytes(layout, shard))
+    return parse_manifest(content, (), 0, layout, shard, where)
 
 
 class ArrowChunks:
-    """Reads the chunks of one field of one shard by position in the file."""
+    """Reads the chunks of one field of one shard by position in the file.
 
-    def __init__(
-        self,
-        shard: Path,
-        name: str,
-        field: Field,
-        codec: str,
-        num_timesteps: int,
-        chunk_timesteps: int,
-        num_bytes: int,
-        manifest_crc: int | None,
-        where: str,
-        checked: Int64,
-    ) -> None:
-        self._field = field
-        self._codec = codec
+    Raises:
+        CorruptionError: The file is not what was written.
+    """
+
+    def __init__(self, shard: ShardField, manifest: FieldManifest) -> None:
+        self._shard = shard
+        self._field = shard.field
         # Truth values are stored as bits.
-        self._as_it_is = codec == "none" and field.dtype.kind != "b"
-        self._num_timesteps = num_timesteps
-        self._chunk_timesteps = chunk_timesteps
-        self._where = where
-        try:
-            self._batches = _read_manifest(shard, name, manifest_crc, where)
-            descriptor = os.open(shard / f"{name}.arrow", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except FileNotFoundError:
-            raise CorruptionError(f"{where} lacks a file in {shard}: restore the shard") from None
-        weakref.finalize(self, os.close, descriptor)
-        self._descriptor = descriptor
-        size = os.fstat(descriptor).st_size
-        if size != num_bytes:
-            raise CorruptionError(f"{where} has {size} bytes and was written with {num_bytes}: restore the shard")
-        self._decompressor = pa.Codec("lz4" if codec == "none" else codec)
-        num_chunks = -(-num_timesteps // chunk_timesteps)
-        if len(self._batches) != num_chunks:
-            raise CorruptionError(f"{where} has {len(self._batches)} chunks and was written with {num_chunks}")
-        if any(offset < 0 or length < 0 or offset + length > num_bytes for offset, length, _ in self._batches):
-            raise CorruptionError(f"{where} has a {_MANIFEST} that points out of its file: restore the shard")
-        self._checked = checked
+        self._as_it_is = shard.codec == "none" and shard.field.dtype.kind != "b"
+        self._file = ChunkFile(shard, f"{shard.name}.arrow", manifest, 0)
+        self._decompressor = pa.Codec("lz4" if shard.codec == "none" else shard.codec)
 
     def takes_long(self, chunk: int) -> bool:
         """Whether `decode` does more than to say where the chunk is."""
-        return not self._as_it_is or bool(self._checked[chunk] < 0)
+        return not (self._as_it_is and self._file.is_known(chunk))
 
-    def extent(self, chunk: int) -> InFile | None:
+    def extent(self, chunk: int) -> InFile:
         """Where a chunk's bytes lie."""
-        offset, size, _ = self._batches[chunk]
-        return InFile(file=self, descriptor=self._descriptor, offset=offset, num_bytes=size)
+        return self._file.extent(chunk)
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
         """Return chunk `[m, *D]`, decoded into the array `spare`, whose old values are lost, where it fits.
@@ -190,41 +169,39 @@ class ArrowChunks:
         Raises:
             CorruptionError: The bytes of the chunk are not what was written.
         """
-        offset, size, crc = self._batches[chunk]
-        steps = min(self._chunk_timesteps, self._num_timesteps - chunk * self._chunk_timesteps)
-        begins = int(self._checked[chunk])
-        if self._as_it_is and begins >= 0:
-            num_bytes = steps * self._field.step_bytes
-            return InFile(file=self, descriptor=self._descriptor, offset=begins, num_bytes=num_bytes)
-        raw = scratch(size)
-        if os.preadv(self._descriptor, [raw], offset) != size:
-            raise CorruptionError(f"{self._where}, chunk {chunk} ends early: restore the shard")
-        if begins < 0 and crc32c(np.frombuffer(raw, np.uint8)) != crc:
-            raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
+        steps = self._shard.steps(chunk)
+        num_bytes = steps * self._field.step_bytes
+        if self._as_it_is and self._file.is_known(chunk):
+            return self._file.values(chunk, num_bytes)
+        raw = self._file.read(chunk)
         try:
             rows, begin, data = record_batch_values(raw)
             if rows != steps:
                 raise ValueError(f"it has {rows} timesteps and was written with {steps}")
-            if self._as_it_is and len(data) < steps * self._field.step_bytes:
+            if self._as_it_is and len(data) < num_bytes:
                 raise ValueError(f"it has {len(data)} bytes, too few")
-            self._checked[chunk] = offset + begin
-            return self.decode(chunk, None) if self._as_it_is else self._decode(data, steps, spare)
+            self._file.note(chunk, begin)
+            if self._as_it_is and self._file.is_known(chunk):
+                return self._file.values(chunk, num_bytes)
+            return self._decode(data, steps, spare)
         except (pa.ArrowException, ValueError, RuntimeError, OSError, struct.error) as error:
-            raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
+            raise CorruptionError(f"{self._shard.where}, chunk {chunk} does not decode: {error}") from error
 
     def _decode(self, data: memoryview, steps: int, spare: NDArray[Any] | None) -> NDArray[Any]:
         """The values of a buffer of a record batch, in memory of their own."""
         count = steps * math.prod(self._field.shape)
         is_bool = self._field.dtype.kind == "b"
         num_bytes = -(-count // 8) if is_bool else count * self._field.dtype.itemsize
-        if self._codec != "none":
+        if self._shard.codec != "none":
             # A compressed buffer begins with its decoded size; -1: what follows is stored as it is.
             declared = int.from_bytes(data[:8], "little", signed=True)
             data = data[8:]
             if declared not in (num_bytes, -1):
                 raise ValueError(f"it says {declared} bytes and was written with {num_bytes}")
             if declared != -1:
-                if self._codec == "zstd" and not is_bool:
+                if self._shard.codec == "zstd" and not is_bool:
+                    if zstd_content_bytes(data) != num_bytes:
+                        raise ValueError(f"it holds other than the {num_bytes} bytes that it says")
                     decoded = self._place(steps, spare)
                     zstd.decompress(data, as_bytes(decoded))
                     return decoded

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streamseq.core.errors import CorruptionError, StoreError
+from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field
+from streamseq.storage.catalogue import Catalogue
+from streamseq.storage.chunk_file import Checksums, check_checksums
 from streamseq.storage.findings import VerifyReport
-from streamseq.storage.interface import Reader, Store, check_limits
+from streamseq.storage.interface import Store, check_limits
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.place import Place, place_of, version_name
 from streamseq.storage.reader import Checked, DiskReader
-from streamseq.storage.rows import RowIndex
-from streamseq.storage.table import PIECES, SEQUENCES, map_table
 from streamseq.storage.version import Version, parse_version
 
 # Chunks of each field that `read` keeps between calls: enough to read one sequence in small steps.
@@ -30,17 +30,22 @@ _READ_CACHE_CHUNKS = 2
 class DiskStore(Store):
     """One version of a store on disk; nothing but its version file is read until it is needed.
 
-    Only the address and the version are pickled: another process opens the store again, when it first uses it.
+    Only the address, the version and the setting are pickled: another process opens the store again, when it first uses it.
 
     Args:
         uri: A local path or `file://` URL; or the place itself.
         version: The version to read; None: the newest one, now.
+        checksums: When chunks are compared with their checksums: "first", "always" or "never".
 
     Raises:
         StoreError: There is no store at the address, or no such version.
+        ValueError: There is no such setting.
     """
 
-    def __init__(self, uri: str | os.PathLike[str] | Place, version: int | None = None) -> None:
+    def __init__(
+        self, uri: str | os.PathLike[str] | Place, version: int | None = None, checksums: Checksums = "first"
+    ) -> None:
+        self._checksums = check_checksums(checksums)
         self.place = place_of(uri)
         if version is None:
             numbers = self.place.version_numbers()
@@ -50,11 +55,11 @@ class DiskStore(Store):
         elif isinstance(version, bool) or not isinstance(version, int):
             raise TypeError(f"a version is an int or None (the newest), got {type(version).__name__}")
         self._number = version
-        self._own_reader: tuple[int, threading.Lock, Reader] | None = None
+        self._own_reader: tuple[int, threading.Lock, DiskReader] | None = None
         self._checked: Checked = {}
 
-    def __reduce__(self) -> tuple[type[DiskStore], tuple[Place, int]]:
-        return DiskStore, (self.place, self._number)
+    def __reduce__(self) -> tuple[type[DiskStore], tuple[Place, int, Checksums]]:
+        return DiskStore, (self.place, self._number, self._checksums)
 
     @cached_property
     def snapshot(self) -> Version:
@@ -106,6 +111,15 @@ class DiskStore(Store):
         """See `Store.versions`."""
         return self.place.version_numbers()
 
+    def at_version(self, version: int | None = None) -> Store:
+        """See `Store.at_version`."""
+        make, (place, _, *settings) = self.__reduce__()
+        other = make(place, version, *settings)
+        if other.version == self.version:
+            return self
+        _ = other.snapshot  # so that what is wrong with it shows here and not at the first use
+        return other
+
     @property
     def fingerprint(self) -> str:
         """See `Store.fingerprint`."""
@@ -114,16 +128,16 @@ class DiskStore(Store):
     @property
     def ids(self) -> pa.Array:
         """See `Store.ids`."""
-        return self._sequences[0]
+        return self.catalogue.ids
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """See `Store.lengths`."""
-        return self._rows.lengths
+        return self.catalogue.rows.lengths
 
     def length(self, sequence: int) -> int:
-        """Timesteps of one sequence."""
-        return int(self.lengths[sequence])
+        """See `Store.length`."""
+        return int(self.catalogue.pieces_of(sequence)[:, 2].sum())
 
     @property
     def num_timesteps(self) -> int:
@@ -152,51 +166,47 @@ class DiskStore(Store):
     def __len__(self) -> int:
         return self.snapshot.num_sequences
 
-    def reader(self, fields: Sequence[str], cache_chunks: int, ahead: int = 0) -> Reader:
+    def reader(self, fields: Sequence[str], cache_chunks: int, ahead: int = 0) -> DiskReader:
         """See `Store.reader`."""
         check_limits(cache_chunks, ahead)
         return DiskReader(
-            self.place, self.snapshot, self._rows, self._names(fields), cache_chunks, ahead, self._checked
+            self.place,
+            self.snapshot,
+            self.catalogue,
+            self._names(fields),
+            cache_chunks,
+            ahead,
+            self._checked,
+            self._checksums,
         )
 
     @cached_property
-    def _sequences(self) -> tuple[pa.Array, pa.Array]:
-        """Ids and attributes."""
-        batches = [map_table(self.place, tables.sequences, SEQUENCES) for tables in self.snapshot.tables]
-        ids, attrs = (
-            columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
-            for columns in ([batch.column(i) for batch in batches] for i in range(2))
-        )
-        return ids, attrs
-
-    @cached_property
-    def _rows(self) -> RowIndex:
-        batches = [map_table(self.place, tables.pieces, PIECES) for tables in self.snapshot.tables]
-        pieces = np.concatenate(
-            [np.stack([column.to_numpy() for column in batch.columns], axis=1) for batch in batches]
-        )
-        try:
-            return RowIndex(pieces, self.snapshot.num_sequences, self.snapshot.num_timesteps)
-        except ValueError as error:
-            raise CorruptionError(
-                f"the tables of {self.uri} version {self.version} break the format: {error}"
-            ) from None
-
-    @cached_property
-    def _index_of_id(self) -> dict[str, int]:
-        index = {id: number for number, id in enumerate(self.ids.to_pylist())}
-        if len(index) != len(self):
-            raise CorruptionError(f"the tables of {self.uri} version {self.version} have two sequences with one id")
-        return index
+    def catalogue(self) -> Catalogue:
+        """Which sequences there are, and where they lie."""
+        return Catalogue(self.place, self.snapshot)
 
     def find(self, id: str) -> int | None:
         """See `Store.find`."""
-        return self._index_of_id.get(id)
+        return self.catalogue.find(id)
 
     def attrs_json(self, sequence: int) -> str:
         """See `Store.attrs_json`."""
-        text: str = self._sequences[1][sequence].as_py()
-        return text
+        return self.catalogue.attrs_of(sequence)
+
+    def id_of(self, sequence: int) -> str:
+        """See `Store.id_of`."""
+        return self.catalogue.id_of(sequence)
+
+    def indices(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """See `Store.indices`."""
+        ids = list(ids)
+        for id in ids:
+            if not isinstance(id, str):
+                raise TypeError(f"a sequence's id is a str, got {type(id).__name__}")
+        found = self.catalogue.find_all(ids)
+        if np.any(found < 0):
+            raise self._no_sequence(ids[int(np.argmax(found < 0))])
+        return found
 
     def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """See `Store.verify`: version file, tables, the checksum of every chunk, and that it decodes."""
@@ -207,11 +217,12 @@ class DiskStore(Store):
 
     def _read(self, sequence: int, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
         lock, reader = self._shared_reader()
+        rows, counts = self.catalogue.rows_of(sequence, start, stop)
         read = {}
         with lock:
             for name in fields:
                 field = self.layout.fields[name]
-                slices = reader.slices(name, sequence, start, stop)
+                slices = reader.rows(name, rows, counts)
                 # Finding the first chunk checks the sizes that the metadata claims, before memory is asked for.
                 part = next(slices, None)
                 values = np.empty((stop - start, *field.shape), field.dtype)
@@ -223,7 +234,7 @@ class DiskStore(Store):
                 read[name] = values
         return read
 
-    def _shared_reader(self) -> tuple[threading.Lock, Reader]:
+    def _shared_reader(self) -> tuple[threading.Lock, DiskReader]:
         # A lock that a thread held when the process was forked stays locked in the child: a child makes its own.
         own = self._own_reader
         if own is None or own[0] != os.getpid():

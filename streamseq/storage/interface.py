@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streamseq.core.errors import CorruptionError
+from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import Field
 
 if TYPE_CHECKING:
@@ -321,6 +321,24 @@ class Store(ABC):
         """N, the number of sequences."""
         return len(self.ids)
 
+    def length(self, sequence: int) -> int:
+        """Return the timesteps of a sequence that exists, without looking at the others where that is slower."""
+        return int(self.lengths[sequence])
+
+    def id_of(self, sequence: int) -> str:
+        """Return the id of a sequence that exists, without looking at the others where that is slower."""
+        id: str = self.ids[sequence].as_py()
+        return id
+
+    def indices(self, ids: Sequence[str]) -> Int64:
+        """Return the indices of sequences in `ids`, int64 `[M]`: as `index`, faster for many.
+
+        Raises:
+            KeyError: There is no sequence with one of these ids.
+            TypeError: An id is not a string.
+        """
+        return np.array([self.index(id) for id in ids], np.int64)
+
     def index(self, id: str) -> int:
         """Return the index of a sequence in `ids`.
 
@@ -332,8 +350,11 @@ class Store(ABC):
             raise TypeError(f"a sequence's id is a str, got {type(id).__name__}")
         found = self.find(id)
         if found is None:
-            raise KeyError(f"there is no sequence {id!r} in {self.uri} version {self.version}: see store.ids")
+            raise self._no_sequence(id)
         return found
+
+    def _no_sequence(self, id: str) -> KeyError:
+        return KeyError(f"there is no sequence {id!r} in {self.uri} version {self.version}: see store.ids")
 
     def attrs(self, id_or_index: str | int) -> dict[str, Any]:
         """Return the attributes of a sequence, a new dict at each call.
@@ -373,15 +394,37 @@ class Store(ABC):
             array([2., 3.])
         """
         sequence = self._index(id_or_index)
-        length = int(self.lengths[sequence])
+        length = self.length(sequence)
         first = operator.index(start)
         last = length if stop is None else operator.index(stop)
         if not 0 <= first <= last <= length:
             raise ValueError(
                 f"a span has 0 <= start <= stop <= length, got start {first}, stop {last} and length {length} "
-                f"of {self.ids[sequence].as_py()!r}"
+                f"of {self.id_of(sequence)!r}"
             )
         return self._read(sequence, first, last, self._names(fields))
+
+    def at_version(self, version: int | None = None) -> Store:
+        """Return this store at another version.
+
+        Args:
+            version: The version; None: the newest one there is now.
+
+        Returns:
+            The store itself where it is of this version. One that is in memory, or was adopted, has no other.
+
+        Raises:
+            StoreError: There is no such version.
+
+        Example:
+            >>> import streamseq as ss
+            >>> store = ss.from_arrays({"a": {"x": [1.0, 2.0]}})
+            >>> store.at_version() is store
+            True
+        """
+        if version is not None and version != self.version:
+            raise StoreError(f"{self.uri} has version {self.version} alone, got {version}: open that one")
+        return self
 
     def to_arrow(
         self,
@@ -492,7 +535,9 @@ class Store(ABC):
 
         return xarray_dataset(self, ids, fields, id_name=id_name, position_name=position_name)
 
-    def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    def verify(
+        self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> VerifyReport:
         """Read all of it, and say what is not as it was written; it does not stop at the first problem.
 
         Args:

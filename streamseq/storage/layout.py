@@ -12,6 +12,8 @@ CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 64 << 20
 # blosc frames end at 2 GiB, and what metadata can make a reader allocate must end somewhere.
 MAX_CHUNK_BYTES = 1 << 30
+# Chunks of a shard, all fields together: where they lie is held in memory while one is read.
+MAX_SHARD_CHUNKS = 1 << 18
 
 
 def timesteps_of_bytes(num_bytes: int, field: Field) -> int:
@@ -50,7 +52,8 @@ def plan_layout(
         fields: The fields by name.
         backend: "zarr" or "arrow".
         chunk_bytes: Decoded bytes a chunk of one field; None: 1 MiB. A larger timestep is a chunk of its own.
-        shard_bytes: Decoded bytes a shard, all fields together; None: 64 MiB.
+        shard_bytes: Decoded bytes a shard, all fields together; None: 64 MiB. Fewer where chunks are so small that a
+            shard would have more than 262,144.
 
     Raises:
         TypeError: A field is not a `Field`, or a number of bytes not an int.
@@ -76,9 +79,11 @@ def plan_layout(
                 f"a timestep has at most {MAX_CHUNK_BYTES} bytes, field {name!r} has {field.step_bytes}: split it"
             )
     shard_timesteps = max(1, shard_bytes // sum(field.step_bytes for field in fields.values()))
-    chunk_timesteps = {
-        name: min(timesteps_of_bytes(chunk_bytes, field), shard_timesteps) for name, field in fields.items()
-    }
+    of_bytes = {name: timesteps_of_bytes(chunk_bytes, field) for name, field in fields.items()}
+    # Each field can have one chunk that is not full.
+    full_chunks = max(1, MAX_SHARD_CHUNKS - len(fields))
+    shard_timesteps = min(shard_timesteps, max(1, int(full_chunks / sum(1 / steps for steps in of_bytes.values()))))
+    chunk_timesteps = {name: min(steps, shard_timesteps) for name, steps in of_bytes.items()}
     # The field with the largest chunks then has no short chunk at the end of a full shard.
     shard_timesteps -= shard_timesteps % max(chunk_timesteps.values())
     return ShardLayout(

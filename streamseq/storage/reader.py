@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.fields import Field
-from streamseq.storage.arrow_shard import ArrowChunks
+from streamseq.storage.catalogue import Catalogue
 from streamseq.storage.chunk_cache import ChunkCache
+from streamseq.storage.chunk_file import Checksums
 from streamseq.storage.decoding import Chunks, Decoder, Decoding
 from streamseq.storage.interface import InFile, Int64, Parts, Reader, ReaderCounts
+from streamseq.storage.opening import RecentManifests, open_chunks
 from streamseq.storage.place import Place
-from streamseq.storage.rows import RowIndex
 from streamseq.storage.version import Version
-from streamseq.storage.zarr_shard import open_zarr_chunks
 
 # Files held open by one reader. Well below the 1,024 that many systems allow a process.
 _OPEN_FILES = 128
@@ -39,29 +39,31 @@ class DiskReader(Reader):
     Args:
         place: Where the store lies.
         version: The version.
-        rows: Where its sequences lie.
+        catalogue: Where its sequences lie.
         fields: The fields to read, each as often as it is read.
         cache_chunks: Decoded chunks kept of each.
         ahead: Chunks of each that are decoded ahead.
         checked: Which chunks were compared with their checksums, by shard and field; more is noted there.
+        checksums: When they are: "first", "always" or "never".
     """
 
     def __init__(
         self,
         place: Place,
         version: Version,
-        rows: RowIndex,
+        catalogue: Catalogue,
         fields: Sequence[str],
         cache_chunks: int,
         ahead: int,
         checked: Checked,
+        checksums: Checksums,
     ) -> None:
-        self._rows = rows
+        self._catalogue = catalogue
         self._fields = version.layout.fields
         self._counted = ReaderCounts()
         self._decoder = Decoder() if ahead else None
         open_files = max(4, _OPEN_FILES // max(1, len(fields)))
-        decoder = self._decoder
+        decoder, manifests = self._decoder, RecentManifests()
         self._columns = {
             name: _Column(
                 place,
@@ -72,6 +74,8 @@ class DiskReader(Reader):
                 decoder,
                 ahead,
                 checked,
+                checksums,
+                manifests,
             )
             for name, uses in Counter(fields).items()
         }
@@ -84,7 +88,7 @@ class DiskReader(Reader):
     @property
     def lengths(self) -> Int64:
         """See `Reader.lengths`."""
-        return self._rows.lengths
+        return self._catalogue.rows.lengths
 
     @property
     def counts(self) -> ReaderCounts:
@@ -98,13 +102,21 @@ class DiskReader(Reader):
         """See `Reader.locate`."""
         column = self._column(field)
         sequence, start, stop = spans
-        first = self._rows.single_rows(sequence)
+        first = self._catalogue.rows.single_rows(sequence)
         if not len(first) or first.min() >= 0:
             return column.locate(first + start, stop - start)
         # Sequences of several pieces, written in parts of several shards or versions.
-        pieces = self._rows.pieces(sequence, start, stop)
+        pieces = self._catalogue.rows.pieces(sequence, start, stop)
         parts = column.locate(pieces.row, pieces.count)
         return replace(parts, span=pieces.span[parts.span], offset=pieces.offset[parts.span] + parts.offset)
+
+    def rows(self, field: str, rows: Int64, counts: Int64) -> Iterator[NDArray[Any]]:
+        """Yield runs of rows, `counts[i]` from `rows[i]` on, in parts: arrays `[m, *D]`.
+
+        Raises:
+            CorruptionError: Stored bytes are not what was written.
+        """
+        return self.arrays(self._column(field).locate(rows, counts))
 
     def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
         """See `Reader.load`."""
@@ -147,8 +159,12 @@ class _Column:
         decoder: Decoder | None,
         ahead: int,
         checked: Checked,
+        checksums: Checksums,
+        manifests: RecentManifests,
     ) -> None:
         self._checked = checked
+        self._checksums = checksums
+        self._manifests = manifests
         self._place = place
         self._version = version
         self._name = name
@@ -320,34 +336,12 @@ class _Column:
     def _open(self, number: int) -> Chunks:
         num_chunks = -(-self._lengths[number] // self._steps)
         checked = self._checked.setdefault((number, self._name), np.full(num_chunks, -1, np.int64))
-        return open_chunks(self._place, self._version, number, self._name, checked)
+        return open_chunks(
+            self._place, self._version, number, self._name, checked, self._checksums, self._manifests
+        )
 
     def close(self) -> None:
         """Close files and drop decoded chunks."""
         self._files.clear()
         self._coming.clear()
         self._cache.clear()
-
-
-def open_chunks(place: Place, version: Version, number: int, name: str, checked: Int64) -> Chunks:
-    """Open one field of one shard.
-
-    Args:
-        place: Where the store lies.
-        version: A version that names the shard.
-        number: The position of the shard in its list.
-        name: The field.
-        checked: For each chunk where its values begin once it was compared with its checksum, -1 before; noted there.
-
-    Raises:
-        CorruptionError: What says where the chunks lie is not what was written.
-    """
-    layout, shard = version.layout, version.shards[number]
-    where = f"store {place.uri}, shard {shard.id}, field {name!r}"
-    field, codec, stored = layout.fields[name], layout.codecs[name], shard.fields[name]
-    length, steps = shard.num_timesteps, layout.chunk_timesteps[name]
-    with place.shard(shard.id, name) as path:
-        if layout.backend == "zarr":
-            return open_zarr_chunks(path, name, field, codec, length, steps, stored, where, checked)
-        manifest_crc = shard.manifest_crc32c
-        return ArrowChunks(path, name, field, codec, length, steps, stored.num_bytes, manifest_crc, where, checked)

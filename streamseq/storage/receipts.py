@@ -107,17 +107,17 @@ def _check_same_sequences(receipts: Sequence[Receipt], base: DiskStore, newest: 
         VersionConflictError: It is not.
     """
     for receipt in receipts:
-        for id in receipt.ids:
-            before, now = (store.find(id) for store in (base, newest))
-            lengths = [
-                None if index is None else store.length(index) for store, index in ((base, before), (newest, now))
-            ]
-            if lengths[0] != lengths[1]:
-                raise VersionConflictError(
-                    f"a sequence is written by one writer at a time, and {id!r} was changed by version "
-                    f"{newest.version} of {newest.uri} after this writer began with version {base.version}; nothing "
-                    "of it is visible: write it again with ss.append, which goes on from the newest version"
-                )
+        before, now = (
+            [-1 if index < 0 else store.length(index) for index in store.catalogue.find_all(receipt.ids).tolist()]
+            for store in (base, newest)
+        )
+        if before != now:
+            id = next(id for id, *lengths in zip(receipt.ids, before, now, strict=True) if lengths[0] != lengths[1])
+            raise VersionConflictError(
+                f"a sequence is written by one writer at a time, and {id!r} was changed by version {newest.version} of "
+                f"{newest.uri} after this writer began with version {base.version}; nothing of it is visible: write "
+                "it again with ss.append, which goes on from the newest version"
+            )
 
 
 def _collect(receipts: Sequence[Receipt], base: DiskStore | None) -> Added:
@@ -128,9 +128,9 @@ def _collect(receipts: Sequence[Receipt], base: DiskStore | None) -> Added:
     first_row = 0 if base is None else base.num_timesteps
     pieces = [np.empty((0, 3), np.int64)]
     for receipt in receipts:
-        for id, attrs in zip(receipt.ids, receipt.attrs, strict=True):
-            known = base.find(id) if base is not None else None
-            if base is not None and known is not None:
+        there = [-1] * len(receipt.ids) if base is None else base.catalogue.find_all(receipt.ids).tolist()
+        for id, attrs, known in zip(receipt.ids, receipt.attrs, there, strict=True):
+            if base is not None and known >= 0:
                 numbers[id] = known
                 if attrs is not None:
                     agreed_attrs(id, base.attrs_json(known), attrs)

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.fields import Field, check_step_array
-from streamseq.storage import commit
-from streamseq.storage.arrow_shard import ArrowFieldFile, write_manifest
+from streamseq.storage.arrow_shard import ArrowFieldFile, write_arrow_manifest
 from streamseq.storage.checksum import as_bytes, crc32c
 from streamseq.storage.layout import ShardLayout
+from streamseq.storage.manifest import FieldManifest
 from streamseq.storage.place import Place, place_of
 from streamseq.storage.version import Shard, StoredField
-from streamseq.storage.zarr_shard import GROUP_DOCUMENT, ZarrFieldFile
+from streamseq.storage.zarr_shard import ZarrFieldFile, write_zarr_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +211,6 @@ class _OpenShard:
         self._layout = layout
         self.num_timesteps = 0
         self._folder.mkdir()
-        if layout.backend == "zarr":
-            commit.write_durably(self._folder / "zarr.json", GROUP_DOCUMENT)
         self._columns: dict[str, _Column] = {}
         try:
             for name in layout.fields:
@@ -229,13 +227,10 @@ class _OpenShard:
 
     def finish(self) -> Shard:
         """Put everything on the disk and return the shard."""
-        fields = {name: column.finish() for name, column in self._columns.items()}
-        batches = {
-            name: column.file.batches
-            for name, column in self._columns.items()
-            if isinstance(column.file, ArrowFieldFile)
-        }
-        manifest_crc = write_manifest(self._folder, batches) if batches else None
+        finished = {name: column.finish() for name, column in self._columns.items()}
+        write_manifest = write_zarr_manifest if self._layout.backend == "zarr" else write_arrow_manifest
+        manifest_crc = write_manifest(self._folder, {name: manifest for name, (_, manifest) in finished.items()})
+        fields = {name: stored for name, (stored, _) in finished.items()}
         return Shard(id=self._id, num_timesteps=self.num_timesteps, fields=fields, manifest_crc32c=manifest_crc)
 
     def close(self) -> None:
@@ -271,7 +266,7 @@ class _Column:
                 self._wait(values[start:stop])
             start = stop
 
-    def finish(self) -> StoredField:
+    def finish(self) -> tuple[StoredField, FieldManifest]:
         """Write what waits and finish the file."""
         if self._waiting is not None and self._num_waiting:
             self._write_chunk(self._waiting[: self._num_waiting])

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field
+from streamseq.storage.chunk_file import Checksums
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.interface import Store
 from streamseq.storage.layout import plan_layout
@@ -83,18 +84,23 @@ def append(uri: str | os.PathLike[str], job: str | None = None) -> Writer:
     return Writer(base.place, base.layout, base, job)
 
 
-def open(uri: str | os.PathLike[str], version: int | None = None) -> Store:
+def open(uri: str | os.PathLike[str], version: int | None = None, checksums: Checksums = "first") -> Store:
     """Open a version of a store; its shards are opened when they are read.
 
     Args:
         uri: Where the store lies: a local path or `file://` URL.
         version: The version; None: the newest one.
+        checksums: When the stored bytes of a chunk are compared with their checksum. "first": when the chunk is first
+            used by this store object; "always": whenever it is read from its file; "never": not at all, so that bad
+            bytes are decoded to wrong values, or end the process where a decoder does not stand them: for stores that
+            were just verified. What says where chunks lie is always checked.
 
     Raises:
         StoreError: There is no store, or no such version.
         CorruptionError: The version file is not what was written.
+        ValueError: `checksums` is another word.
     """
-    store = DiskStore(uri, version)
+    store = DiskStore(uri, version, checksums)
     _ = store.snapshot  # so that what is wrong with it shows here and not at the first use
     return store
 

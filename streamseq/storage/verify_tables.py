@@ -14,7 +14,7 @@ from streamseq.core.errors import StoreError
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.findings import Problem, Span
 from streamseq.storage.rows import Pieces
-from streamseq.storage.table import PIECES, SEQUENCES, map_table
+from streamseq.storage.table import PIECES, SEQUENCES, Table
 from streamseq.storage.version import Version
 
 Int64 = NDArray[np.int64]
@@ -94,7 +94,7 @@ def check_tables(store: DiskStore) -> tuple[Contents, list[Problem]]:
         batches = []
         for tables in version.tables:
             try:
-                batches.append(map_table(store.place, getattr(tables, kind), schema))
+                batches.append(Table(store.place, tables.files[kind], schema).batch())
             except (StoreError, OSError) as error:
                 wrong.append(" ".join(str(error).split()))
         return batches if len(batches) == len(version.tables) else None

@@ -11,16 +11,22 @@ from typing import Any, TypeVar
 from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import CODECS, Field, check_fields
 from streamseq.storage.checksum import crc32c, to_hex
-from streamseq.storage.layout import BACKENDS, MAX_CHUNK_BYTES, ShardLayout
+from streamseq.storage.layout import BACKENDS, MAX_CHUNK_BYTES, MAX_SHARD_CHUNKS, ShardLayout
 
 FORMAT = "streamseq"
 FORMAT_VERSION = 1
 OPERATIONS = ("write", "compact", "repair")
 
+#: Bytes of a table's file that have a checksum of their own; the last block has what is left.
+BLOCK_BYTES = 1 << 18
+
 _INT64_MAX = 2**63 - 1
 _WRITER_ID = re.compile(r"[0-9a-f]{16}")
 _SHARD_ID = re.compile(r"[0-9a-f]{16}-[0-9]{6,12}")
-_TABLE_FILE = re.compile(r"[0-9a-f]{16}\.(sequences|pieces)\.arrow")
+_TABLE_FILE = re.compile(r"[0-9a-f]{16}\.(sequences|pieces|index)\.arrow")
+_CRCS = re.compile(r"([0-9a-f]{8})*")
+# What a row of a table takes at least.
+_ROW_BYTES = {"sequences": 16, "pieces": 24, "index": 12}
 _CRC = re.compile(r"[0-9a-f]{8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,31 +45,43 @@ class StoredField:
 class Shard:
     """One shard: its id, which names its folder, its timesteps and what its fields hold.
 
-    `manifest_crc32c` is the checksum of the file that says where the chunks lie; None for zarr, whose index has one.
+    `manifest_crc32c` is the checksum of the file that says where the chunks lie.
     """
 
     id: str
     num_timesteps: int
     fields: Mapping[str, StoredField]
-    manifest_crc32c: int | None
+    manifest_crc32c: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFile:
-    """One table on disk: its name in the folder of tables, its rows, its bytes and their checksum."""
+    """One table: its name in the folder of tables, its rows, its bytes and the checksum of each block of them."""
 
     name: str
     num_rows: int
     num_bytes: int
-    crc32c: int
+    crc32c: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """The tables that one version added: its new sequences, and its pieces of new and older ones."""
+    """The tables that one version added.
+
+    Args:
+        sequences: Its new sequences: ids and attributes.
+        pieces: Pieces of new and older sequences, sorted by the number of the sequence.
+        index: The new sequences again, sorted by the hash of their ids.
+    """
 
     sequences: TableFile
     pieces: TableFile
+    index: TableFile
+
+    @property
+    def files(self) -> dict[str, TableFile]:
+        """The three by their names."""
+        return {"sequences": self.sequences, "pieces": self.pieces, "index": self.index}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,14 +153,19 @@ def format_version(version: Version) -> bytes:
                     name: {"bytes": stored.num_bytes, "crc32c": to_hex(stored.crc32c)}
                     for name, stored in shard.fields.items()
                 },
-                **({} if shard.manifest_crc32c is None else {"manifest_crc32c": to_hex(shard.manifest_crc32c)}),
+                "manifest_crc32c": to_hex(shard.manifest_crc32c),
             }
             for shard in version.shards
         ],
         "tables": [
             {
-                kind: {"file": file.name, "rows": file.num_rows, "bytes": file.num_bytes, "crc32c": to_hex(file.crc32c)}
-                for kind, file in (("sequences", tables.sequences), ("pieces", tables.pieces))
+                kind: {
+                    "file": file.name,
+                    "rows": file.num_rows,
+                    "bytes": file.num_bytes,
+                    "crc32c": "".join(map(to_hex, file.crc32c)),
+                }
+                for kind, file in tables.files.items()
             }
             for tables in version.tables
         ],
@@ -200,14 +223,15 @@ def _version(document: dict[str, Any], number: int) -> Version:
     _require(document["version"] == number, f"it is the file of version {document['version']!r}")
     shards = tuple(_shard(entry, layout) for entry in _list(document["shards"]))
     tables = tuple(
-        Tables(sequences=_table(entry["sequences"], "sequences"), pieces=_table(entry["pieces"], "pieces"))
-        for entry in _list(document["tables"])
+        Tables(**{kind: _table(entry[kind], kind) for kind in _ROW_BYTES}) for entry in _list(document["tables"])
     )
     num_sequences = _count(document["sequences"])
     num_timesteps = _count(document["timesteps"])
     _require(len({shard.id for shard in shards}) == len(shards), "a shard is listed twice")
     _require(sum(shard.num_timesteps for shard in shards) == num_timesteps, "timesteps and shards disagree")
     _require(sum(entry.sequences.num_rows for entry in tables) == num_sequences, "sequences and tables disagree")
+    for entry in tables:
+        _require(entry.index.num_rows == entry.sequences.num_rows, "an index has not the sequences of its table")
     return Version(
         number=number,
         writer=_match(_WRITER_ID, document["writer"]),
@@ -263,21 +287,27 @@ def _shard(entry: dict[str, Any], layout: ShardLayout) -> Shard:
         id=_match(_SHARD_ID, entry["id"]),
         num_timesteps=_positive(entry["timesteps"]),
         fields=stored,
-        manifest_crc32c=_crc(entry["manifest_crc32c"]) if layout.backend == "arrow" else None,
+        manifest_crc32c=_crc(entry["manifest_crc32c"]),
     )
     _require(shard.num_timesteps <= layout.shard_timesteps, f"shard {shard.id} is longer than a shard")
     _require(stored.keys() == layout.fields.keys(), f"shard {shard.id} has other fields than the store")
+    chunks = sum(-(-shard.num_timesteps // steps) for steps in layout.chunk_timesteps.values())
+    _require(chunks <= max(MAX_SHARD_CHUNKS, len(stored)), f"shard {shard.id} has {chunks} chunks")
     return shard
 
 
 def _table(entry: dict[str, Any], kind: str) -> TableFile:
     name = _match(_TABLE_FILE, entry["file"])
     _require(f".{kind}." in name, f"table {name} is not one of {kind}")
+    num_rows, num_bytes = _count(entry["rows"]), _count(entry["bytes"])
+    _require(num_rows <= num_bytes // _ROW_BYTES[kind], f"table {name} has {num_rows} rows in {num_bytes} bytes")
+    checksums = _match(_CRCS, entry["crc32c"])
+    _require(len(checksums) == 8 * -(-num_bytes // BLOCK_BYTES), f"table {name} has not a checksum for each block")
     return TableFile(
         name=name,
-        num_rows=_count(entry["rows"]),
-        num_bytes=_count(entry["bytes"]),
-        crc32c=_crc(entry["crc32c"]),
+        num_rows=num_rows,
+        num_bytes=num_bytes,
+        crc32c=tuple(int(checksums[start : start + 8], 16) for start in range(0, len(checksums), 8)),
     )
 
 

@@ -7,9 +7,9 @@ only arrays with codecs other than those that are written here.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,14 +20,27 @@ from numpy.typing import NDArray
 from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
 from streamseq.storage.checksum import as_bytes, crc32c
+from streamseq.storage.chunk_file import ChunkFile, ShardField
 from streamseq.storage.commit import sync_file, write_durably
-from streamseq.storage.interface import InFile, Int64
-from streamseq.storage.scratch import scratch
-from streamseq.storage.version import StoredField
+from streamseq.storage.interface import InFile
+from streamseq.storage.layout import ShardLayout
+from streamseq.storage.manifest import (
+    FieldManifest,
+    manifest_bytes,
+    manifest_document,
+    max_manifest_bytes,
+    parse_manifest,
+)
+from streamseq.storage.plain_file import read_inside
+from streamseq.storage.strict_json import parse_json
+from streamseq.storage.version import FORMAT, Shard, StoredField
+from streamseq.storage.zstd_frame import zstd_content_bytes
 
-GROUP_DOCUMENT = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=2).encode()
+_GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+GROUP_DOCUMENT = json.dumps(_GROUP, indent=2).encode()
 
-_ENTRY_BYTES = 16
+_METADATA = "zarr.json"
+_MAX_METADATA_BYTES = 1 << 20
 _CRC_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 
@@ -73,8 +86,9 @@ def array_document(name: str, field: Field, codec: str, num_timesteps: int, chun
     }
 
 
-def _object_path(folder: Path, field: Field) -> Path:
-    return folder.joinpath("c", *["0"] * (1 + len(field.shape)))
+def _object_name(name: str, field: Field) -> str:
+    """The path of the only stored object of a field, in the folder of its shard."""
+    return "/".join([name, "c", *["0"] * (1 + len(field.shape))])
 
 
 class ZarrFieldFile:
@@ -87,16 +101,16 @@ class ZarrFieldFile:
         self._codec = codec
         self._chunk_timesteps = chunk_timesteps
         self._num_timesteps = 0
-        self._index: list[tuple[int, int]] = []
+        self._chunks: list[tuple[int, int, int]] = []
         self._offset = 0
-        path = _object_path(self._folder, field)
+        path = shard / _object_name(name, field)
         path.parent.mkdir(parents=True)
         self._file: IO[bytes] = path.open("xb")
 
     def write_chunk(self, chunk: NDArray[Any]) -> None:
         """Write one chunk `[m, *D]`, contiguous; only the last one may have fewer timesteps than a chunk."""
         steps = len(chunk)
-        if steps < self._chunk_timesteps and self._index:
+        if steps < self._chunk_timesteps and self._chunks:
             # Every chunk of a Zarr array has the same shape: the last one is filled up.
             full = np.zeros((self._chunk_timesteps, *self._field.shape), self._field.dtype)
             full[:steps] = chunk
@@ -105,27 +119,30 @@ class ZarrFieldFile:
         crc = crc32c(encoded)
         self._file.write(encoded.data)
         self._file.write(crc.to_bytes(_CRC_BYTES, "little"))
-        size = len(encoded) + _CRC_BYTES
-        self._index.append((self._offset, size))
-        self._offset += size
+        self._chunks.append((self._offset, len(encoded), crc))
+        self._offset += len(encoded) + _CRC_BYTES
         self._num_timesteps += steps
 
-    def finish(self, crc: int) -> StoredField:
+    def finish(self, crc: int) -> tuple[StoredField, FieldManifest]:
         """Write the index and the metadata, and put them on the disk; `crc` is that of all decoded values."""
-        index = np.array(self._index, "<u8").tobytes()
+        index = np.array([(offset, size + _CRC_BYTES) for offset, size, _ in self._chunks], "<u8").tobytes()
+        index_crc = crc32c(index)
         self._file.write(index)
-        self._file.write(crc32c(index).to_bytes(_CRC_BYTES, "little"))
+        self._file.write(index_crc.to_bytes(_CRC_BYTES, "little"))
         sync_file(self._file)
         self._file.close()
         # A shard of less than a chunk is one chunk of just its length.
         steps = min(self._chunk_timesteps, self._num_timesteps)
         document = array_document(self._name, self._field, self._codec, self._num_timesteps, steps)
-        write_durably(self._folder / "zarr.json", json.dumps(document, indent=2).encode())
-        return StoredField(num_bytes=self._offset + len(index) + _CRC_BYTES, crc32c=crc)
+        write_durably(self._folder / _METADATA, json.dumps(document, indent=2).encode())
+        stored = StoredField(num_bytes=self._offset + len(index) + _CRC_BYTES, crc32c=crc)
+        return stored, FieldManifest(chunks=tuple(self._chunks), ends_crc32c=index_crc)
 
     def close(self) -> None:
         """Close the file of a shard that is not going to be finished."""
-        self._file.close()
+        # What a full disk has no room for is not wanted any more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _encode(self, chunk: NDArray[Any]) -> NDArray[np.uint8]:
         if self._codec == "none":
@@ -137,52 +154,46 @@ class ZarrFieldFile:
         return np.frombuffer(blosc.compress(chunk.reshape(-1), b"lz4", 5, shuffle, 0), np.uint8)
 
 
+def write_zarr_manifest(shard: Path, fields: Mapping[str, FieldManifest]) -> int:
+    """Write the `zarr.json` of the group that a shard is, with its manifest, and return its crc32c; it is on the disk."""
+    content = manifest_bytes(_GROUP | {"attributes": {FORMAT: manifest_document(fields)}})
+    write_durably(shard / _METADATA, content)
+    return crc32c(content)
+
+
+def read_zarr_manifest(folder: Path, layout: ShardLayout, shard: Shard, where: str) -> dict[str, FieldManifest]:
+    """Read the manifest of a shard whose files lie in a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        CorruptionError: It is not what was written.
+    """
+    content = read_inside(folder, _METADATA, max_manifest_bytes(layout, shard))
+    return parse_manifest(content, ("attributes", FORMAT), _CRC_BYTES, layout, shard, where)
+
+
 class ZarrChunks:
-    """Reads the chunks of one field of one shard by position in the file."""
+    """Reads the chunks of one field of one shard by position in the file.
 
-    def __init__(
-        self,
-        shard: Path,
-        name: str,
-        field: Field,
-        codec: str,
-        num_timesteps: int,
-        chunk_timesteps: int,
-        num_bytes: int,
-        where: str,
-        checked: Int64,
-    ) -> None:
-        self._checked = checked
-        self._field = field
-        self._codec = codec
-        self._num_timesteps = num_timesteps
-        self._chunk_timesteps = chunk_timesteps
-        self._where = where
-        self._chunk_bytes = chunk_timesteps * field.step_bytes
-        path = _object_path(shard / name, field)
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        weakref.finalize(self, os.close, descriptor)
-        self._descriptor = descriptor
-        size = os.fstat(descriptor).st_size
-        if size != num_bytes:
-            raise CorruptionError(f"{where} has {size} bytes and was written with {num_bytes}: restore the shard")
-        self._index = self._read_index(size)
+    Raises:
+        CorruptionError: The file is not what was written.
+    """
 
-    def _read_index(self, size: int) -> list[list[int]]:
-        num_chunks = -(-self._num_timesteps // self._chunk_timesteps)
-        index_bytes = num_chunks * _ENTRY_BYTES
-        end = size - index_bytes - _CRC_BYTES
-        if end < 0:
-            raise CorruptionError(f"{self._where} has {size} bytes, too few for {num_chunks} chunks: restore the shard")
-        raw = os.pread(self._descriptor, index_bytes + _CRC_BYTES, end)
-        if crc32c(raw[:index_bytes]) != int.from_bytes(raw[index_bytes:], "little"):
-            raise CorruptionError(f"{self._where} has an index that is not what was written: restore the shard")
-        index = np.frombuffer(raw[:index_bytes], "<u8").reshape(num_chunks, 2)
-        # Compared as what is left, for a sum of two offsets could wrap.
-        if np.any(index[:, 0] > end) or np.any(index[:, 1] > end - index[:, 0]) or np.any(index[:, 1] < _CRC_BYTES):
-            raise CorruptionError(f"{self._where} has an index that points out of its file: restore the shard")
-        entries: list[list[int]] = index.tolist()
-        return entries
+    def __init__(self, shard: ShardField, manifest: FieldManifest) -> None:
+        self._shard = shard
+        # Every chunk of a Zarr array has the same shape.
+        self._shape = (shard.chunk_timesteps, *shard.field.shape)
+        self._chunk_bytes = shard.chunk_timesteps * shard.field.step_bytes
+        self._as_it_is = shard.codec == "none"
+        self._file = ChunkFile(shard, _object_name(shard.name, shard.field), manifest, _CRC_BYTES)
+
+    def takes_long(self, chunk: int) -> bool:
+        """Whether `decode` does more than to say where the chunk is."""
+        return not (self._as_it_is and self._file.is_known(chunk))
+
+    def extent(self, chunk: int) -> InFile:
+        """Where a chunk's bytes lie."""
+        return self._file.extent(chunk)
 
     def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any] | InFile:
         """Return chunk `[m, *D]`, decoded into the array `spare`, whose old values are lost, where it fits.
@@ -190,130 +201,50 @@ class ZarrChunks:
         Raises:
             CorruptionError: The bytes of the chunk are not what was written.
         """
-        offset, size = self._index[chunk]
-        if self._codec == "none" and self._checked[chunk] >= 0:
-            return InFile(file=self, descriptor=self._descriptor, offset=offset, num_bytes=size - _CRC_BYTES)
-        raw = scratch(size)
-        if os.preadv(self._descriptor, [raw], offset) != size:
-            raise CorruptionError(f"{self._where}, chunk {chunk} ends early: restore the shard")
-        data = raw[:-_CRC_BYTES]
-        if self._checked[chunk] < 0:
-            if crc32c(np.frombuffer(data, np.uint8)) != int.from_bytes(raw[-_CRC_BYTES:], "little"):
-                raise CorruptionError(f"{self._where}, chunk {chunk} fails its checksum: restore the shard")
-            self._checked[chunk] = offset
-        declared = _decoded_bytes(data, self._codec)
+        shard = self._shard
+        if self._as_it_is and self._file.is_known(chunk):
+            return self._file.values(chunk, self._chunk_bytes)
+        data = self._file.read(chunk)
+        declared = _decoded_bytes(data, shard.codec)
         if declared != self._chunk_bytes:
             raise CorruptionError(
-                f"{self._where}, chunk {chunk} decodes to {declared} bytes and was written with "
+                f"{shard.where}, chunk {chunk} decodes to {declared} bytes and was written with "
                 f"{self._chunk_bytes}: restore the shard"
             )
-        if self._codec == "none":
-            return self.decode(chunk, None)
-        decoded = self._place(spare)
+        self._file.note(chunk, 0)
+        if self._as_it_is and self._file.is_known(chunk):
+            return self._file.values(chunk, self._chunk_bytes)
+        fits = spare is not None and spare.shape == self._shape
+        decoded = spare if spare is not None and fits else np.empty(self._shape, shard.field.dtype)
         try:
-            (zstd if self._codec == "zstd" else blosc).decompress(data, as_bytes(decoded))
+            if self._as_it_is:
+                as_bytes(decoded)[:] = np.frombuffer(data, np.uint8)
+            else:
+                (zstd if shard.codec == "zstd" else blosc).decompress(data, as_bytes(decoded))
         except (RuntimeError, ValueError) as error:
-            raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
-        return self._cut(decoded, chunk)
-
-    def _place(self, spare: NDArray[Any] | None) -> NDArray[Any]:
-        shape = (self._chunk_timesteps, *self._field.shape)
-        return spare if spare is not None and spare.shape == shape else np.empty(shape, self._field.dtype)
-
-    def _cut(self, decoded: NDArray[Any], chunk: int) -> NDArray[Any]:
-        steps = self._num_timesteps - chunk * self._chunk_timesteps
-        return decoded if steps >= self._chunk_timesteps else decoded[:steps]
-
-    def takes_long(self, chunk: int) -> bool:
-        """Whether `decode` does more than to say where the chunk is."""
-        return self._codec != "none" or bool(self._checked[chunk] < 0)
-
-    def extent(self, chunk: int) -> InFile | None:
-        """Where a chunk's bytes lie."""
-        offset, size = self._index[chunk]
-        return InFile(file=self, descriptor=self._descriptor, offset=offset, num_bytes=size)
+            raise CorruptionError(f"{shard.where}, chunk {chunk} does not decode: {error}") from error
+        steps = shard.steps(chunk)
+        return decoded if steps == len(decoded) else decoded[:steps]
 
 
-class ZarrPythonChunks:
-    """Reads the chunks of one field of one shard through zarr-python: an array with codecs that are not ours.
-
-    Such codecs need not have checksums, and a missing key reads as zeros: all values are checked when it is opened.
-    """
-
-    def __init__(
-        self, shard: Path, name: str, field: Field, num_timesteps: int, chunk_timesteps: int, crc: int, where: str
-    ) -> None:
-        import zarr
-
-        try:
-            array = zarr.open_array(shard / name, mode="r")
-        except Exception as error:  # zarr-python raises whatever a malformed document leads to
-            raise CorruptionError(f"{where} does not open as a Zarr array: {error}") from error
-        wanted = (num_timesteps, *field.shape)
-        if array.shape != wanted or array.dtype != field.dtype:
-            raise CorruptionError(
-                f"{where} is {array.dtype} {list(array.shape)} and was written as {field.dtype} {list(wanted)}: "
-                "restore the shard"
-            )
-        self._array = array
-        self._chunk_timesteps = chunk_timesteps
-        self._where = where
-        found = 0
-        for chunk in range(-(-num_timesteps // chunk_timesteps)):
-            found = crc32c(as_bytes(np.ascontiguousarray(self.decode(chunk, None))), found)
-        if found != crc:
-            raise CorruptionError(f"{where} has other values than were written: restore the shard")
-
-    def decode(self, chunk: int, spare: NDArray[Any] | None) -> NDArray[Any]:
-        """Return chunk `[m, *D]`; `spare` is left alone.
-
-        Raises:
-            CorruptionError: The bytes of the chunk are not what was written.
-        """
-        start = chunk * self._chunk_timesteps
-        try:
-            return np.asarray(self._array[start : start + self._chunk_timesteps])
-        except Exception as error:  # the errors of any codec
-            raise CorruptionError(f"{self._where}, chunk {chunk} does not decode: {error}") from error
-
-    def takes_long(self, chunk: int) -> bool:
-        """Always."""
-        return True
-
-    def extent(self, chunk: int) -> InFile | None:
-        """zarr-python does not say."""
-        return None
-
-
-def open_zarr_chunks(
-    shard: Path,
-    name: str,
-    field: Field,
-    codec: str,
-    num_timesteps: int,
-    chunk_timesteps: int,
-    stored: StoredField,
-    where: str,
-    checked: Int64,
-) -> ZarrChunks | ZarrPythonChunks:
-    """Open one field of one shard, of `chunk_timesteps` timesteps a chunk (fewer where the shard has fewer).
-
-    Args:
-        checked: For each chunk where it begins once its checksum was compared, -1 before; it is noted there.
+def array_metadata(shard: ShardField) -> Any:
+    """The metadata of a field's array, unchecked.
 
     Raises:
-        CorruptionError: The metadata or the index is not what was written.
+        CorruptionError: There is none, or it is not JSON.
     """
-    steps = min(chunk_timesteps, num_timesteps)
     try:
-        document = json.loads((shard / name / "zarr.json").read_bytes())
-        if document == array_document(name, field, codec, num_timesteps, steps):
-            return ZarrChunks(shard, name, field, codec, num_timesteps, steps, stored.num_bytes, where, checked)
+        return parse_json(read_inside(shard.folder, f"{shard.name}/{_METADATA}", _MAX_METADATA_BYTES))
     except FileNotFoundError as error:
-        raise CorruptionError(f"{where} lacks the file {error.filename}: restore the shard") from None
-    except ValueError:
-        raise CorruptionError(f"{where} has a zarr.json that is not JSON: restore the shard") from None
-    return ZarrPythonChunks(shard, name, field, num_timesteps, steps, stored.crc32c, where)
+        raise CorruptionError(f"{shard.where} lacks the file {error.filename}: restore the shard") from None
+    except ValueError as error:
+        raise CorruptionError(f"{shard.where} has a {_METADATA} that is not JSON: {error}; restore the shard") from None
+
+
+def is_ours(metadata: Any, shard: ShardField) -> bool:
+    """Whether the metadata of an array is what is written here, so that the manifest holds for its file."""
+    wanted = array_document(shard.name, shard.field, shard.codec, shard.num_timesteps, shard.chunk_timesteps)
+    return bool(metadata == wanted)
 
 
 def _decoded_bytes(data: memoryview, codec: str) -> int | None:
@@ -321,21 +252,8 @@ def _decoded_bytes(data: memoryview, codec: str) -> int | None:
     if codec == "none":
         return len(data)
     if codec == "zstd":
-        return _zstd_content_bytes(data)
+        return zstd_content_bytes(data)
     # blosc trusts the size in its header and would read past the end of a shorter chunk.
     if len(data) < _BLOSC_HEADER_BYTES or int.from_bytes(data[12:16], "little") != len(data):
         return None
     return int.from_bytes(data[4:8], "little")
-
-
-def _zstd_content_bytes(data: memoryview) -> int | None:
-    """The content size in the header of a zstd frame (RFC 8878, section 3.1.1.1)."""
-    if len(data) < 5 or bytes(data[:4]) != b"\x28\xb5\x2f\xfd":
-        return None
-    descriptor = data[4]
-    single_segment = descriptor >> 5 & 1
-    start = 5 + (0 if single_segment else 1) + (0, 1, 2, 4)[descriptor & 3]
-    size = (single_segment, 2, 4, 8)[descriptor >> 6]
-    if size == 0 or len(data) < start + size:
-        return None
-    return int.from_bytes(data[start : start + size], "little") + (256 if size == 2 else 0)

@@ -255,10 +255,10 @@ def _chosen(store: Store, sequences: Iterable[str] | None) -> Int64:
     if isinstance(sequences, str):
         raise TypeError(f"sequences is a list of ids, got the string {sequences!r}: pass [{sequences!r}]")
     ids = sequences.to_pylist() if hasattr(sequences, "to_pylist") else list(sequences)
-    chosen = np.array([store.index(id) for id in ids], np.int64)
+    chosen = store.indices(ids)
     again = np.flatnonzero(np.bincount(chosen) > 1) if len(chosen) else chosen
     if len(again):
-        raise ValueError(f"every sequence is named once, got {store.ids[int(again[0])].as_py()!r} twice")
+        raise ValueError(f"every sequence is named once, got {store.id_of(int(again[0]))!r} twice")
     return chosen
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import streamseq as ss
 from streamseq.storage.checksum import crc32c
-from streamseq.storage.rows import RowIndex
+from streamseq.storage.rows import row_index
 from streamseq.storage.version import _document_crc, to_hex
 
 FIELDS = {
@@ -92,17 +92,90 @@ def test_cut_and_lengthened_files_are_found(store, name):
             ss.open(store).read("a")
 
 
-def test_manifest_that_names_the_chunks_in_another_order_is_found(tmp_path, make):
-    fields = {"x": ss.Field("int64", codec="none")}
-    with ss.create(tmp_path / "s.arrow", fields, chunk_bytes=80) as writer:
-        writer.write("a", **make(fields, 0, 30))
-    store = ss.open(tmp_path / "s.arrow")
-    path = tmp_path / "s.arrow" / "shards" / store.snapshot.shards[0].id / "shard.json"
-    manifest = json.loads(path.read_bytes())
-    manifest["batches"]["x"].reverse()
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(ss.CorruptionError, match=r"shard\.json that fails its checksum"):
-        store.read("a")
+MANIFESTS = {".zarr": ("zarr.json", ("attributes", "streamseq")), ".arrow": ("shard.json", ())}
+
+
+def manifest_of(store, shard):
+    """The path of the manifest of a shard, the document it is in, and the manifest."""
+    name, keys = MANIFESTS[store.suffix]
+    path = store / "shards" / shard / name
+    document = manifest = json.loads(path.read_bytes())
+    for key in keys:
+        manifest = manifest[key]
+    return path, document, manifest
+
+
+def test_manifest_that_names_the_chunks_in_another_order_is_found(store):
+    path, document, manifest = manifest_of(store, ss.open(store).snapshot.shards[0].id)
+    assert len(manifest["chunks"]["x"]) > 1
+    manifest["chunks"]["x"].reverse()
+    path.write_text(json.dumps(document))
+    with pytest.raises(ss.CorruptionError, match="has a manifest with crc32c"):
+        ss.open(store).read("a")
+
+
+@pytest.fixture
+def two_shards(address):
+    """Two shards of the same sizes, every chunk of which is intact in the place of the other's."""
+    fields = {"x": ss.Field("int64", codec="none"), "y": ss.Field("int64", codec="none")}
+    with ss.create(address, fields, chunk_bytes=80, shard_bytes=800) as writer:
+        writer.write("a", x=np.arange(100), y=np.arange(100, 200))
+    first, second = ss.open(address).snapshot.shards
+    return address, first.id, second.id
+
+
+def swap(one, other):
+    one_content, other_content = one.read_bytes(), other.read_bytes()
+    assert one_content != other_content
+    one.write_bytes(other_content)
+    other.write_bytes(one_content)
+
+
+def test_intact_files_of_another_shard_are_found(two_shards):
+    store, first, second = two_shards
+    for path in sorted(path for path in (store / "shards" / first).rglob("*") if path.is_file()):
+        other = store / "shards" / second / path.relative_to(store / "shards" / first)
+        # Metadata that two shards have alike is as good as its own.
+        if path.read_bytes() == other.read_bytes():
+            continue
+        swap(path, other)
+        with pytest.raises(ss.CorruptionError, match="checksum|crc32c"):
+            read_all(store)
+        swap(path, other)
+    shutil.move(store / "shards" / first, store / "held")
+    shutil.move(store / "shards" / second, store / "shards" / first)
+    shutil.move(store / "held", store / "shards" / second)
+    with pytest.raises(ss.CorruptionError, match="has a manifest with crc32c"):
+        ss.open(store).read("a")
+
+
+def test_intact_file_of_another_field_is_found(two_shards):
+    store, first, _ = two_shards
+    folder = store / "shards" / first
+    if store.suffix == ".arrow":
+        swap(folder / "x.arrow", folder / "y.arrow")
+    else:
+        swap(folder / "x" / "c" / "0", folder / "y" / "c" / "0")
+    with pytest.raises(ss.CorruptionError, match="checksum"):
+        ss.open(store).read("a")
+
+
+def test_intact_chunk_in_place_of_another_one_is_found(two_shards):
+    store, first, _ = two_shards
+    path, _, manifest = manifest_of(store, first)
+    path = path.parent / ("x.arrow" if store.suffix == ".arrow" else "x/c/0")
+    (one, size, _), (other, other_size, _) = manifest["chunks"]["x"][:2]
+    # With the crc32c behind it that Zarr has.
+    size += 4 * (store.suffix == ".zarr")
+    assert size == other_size + 4 * (store.suffix == ".zarr")
+    content = bytearray(path.read_bytes())
+    content[one : one + size], content[other : other + size] = (
+        content[other : other + size],
+        content[one : one + size],
+    )
+    path.write_bytes(content)
+    with pytest.raises(ss.CorruptionError, match="chunk 0 fails its checksum"):
+        ss.open(store).read("a")
 
 
 @pytest.mark.parametrize(("what", "message"), [("shards", "lacks"), ("tables", "is missing")])
@@ -226,7 +299,17 @@ def test_pieces_that_do_not_lie_in_the_shards_are_refused(store, case):
 )
 def test_pieces_whose_sums_wrap_are_refused(pieces, num_timesteps):
     with pytest.raises(ValueError, match="timesteps"):
-        RowIndex(np.array(pieces), 1, num_timesteps)
+        row_index(np.array(pieces), 1, num_timesteps)
+
+
+def mend_manifest(store, shard, field, chunks, ends):
+    """Make a manifest say something else, and the version file believe it, as someone would who mends all checksums."""
+    path, document, manifest = manifest_of(store, shard)
+    manifest["chunks"][field] = [[offset, size, to_hex(crc)] for offset, size, crc in chunks]
+    manifest["ends_crc32c"][field] = to_hex(ends)
+    content = json.dumps(document).encode()
+    path.write_bytes(content)
+    rewrite(store / "versions" / "00000001.json", change("shards", 0, "manifest_crc32c", to=to_hex(crc32c(content))))
 
 
 def test_chunk_that_decodes_to_another_size_is_refused(tmp_path, make):
@@ -235,20 +318,19 @@ def test_chunk_that_decodes_to_another_size_is_refused(tmp_path, make):
     fields = {"x": ss.Field("float64", codec="lz4"), "y": ss.Field("int64", codec="zstd")}
     with ss.create(tmp_path / "s.zarr", fields) as writer:
         writer.write("a", **make(fields, 0, 100))
-    store = ss.open(tmp_path / "s.zarr")
-    folder = tmp_path / "s.zarr" / "shards" / store.snapshot.shards[0].id
+    shard = ss.open(tmp_path / "s.zarr").snapshot.shards[0].id
     for name, encode in (
         ("x", lambda raw: blosc.compress(raw, b"lz4", 5, 0)),
         ("y", lambda raw: zstd.compress(raw, 3)),
     ):
-        path = folder / name / "c" / "0"
+        path = tmp_path / "s.zarr" / "shards" / shard / name / "c" / "0"
         size = path.stat().st_size
         # As long as the file was, with all checksums right, and a chunk of one timestep more.
         chunk = encode(np.zeros(101))
-        index = np.array([0, len(chunk) + 4], "<u8").tobytes()
-        filler = bytes(size - len(chunk) - 4 - 20)
-        content = chunk + crc32c(chunk).to_bytes(4, "little") + filler + index + crc32c(index).to_bytes(4, "little")
+        filler = bytes(size - len(chunk) - 4 - 4)
+        content = chunk + crc32c(chunk).to_bytes(4, "little") + filler + crc32c(filler).to_bytes(4, "little")
         assert len(content) == size
         path.write_bytes(content)
+        mend_manifest(tmp_path / "s.zarr", shard, name, [(0, len(chunk), crc32c(chunk))], crc32c(filler))
         with pytest.raises(ss.CorruptionError, match="chunk 0 decodes to 808 bytes and was written with 800"):
-            store.read("a", fields=[name])
+            ss.open(tmp_path / "s.zarr").read("a", fields=[name])
