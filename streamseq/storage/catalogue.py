@@ -21,7 +21,9 @@ from streamseq.storage.version import Version
 _FEW_TABLES = 8
 # Ids that are looked up one by one; more of them are looked up together.
 _FEW_IDS = 64
-# Rows of a table that are read at once. With no more pieces than this all of them are read, and checked, at once.
+# With no more pieces than this all of them are read, and checked, at once.
+_FEW_PIECES = 1 << 16
+# Rows of a table that are read at once.
 _ROWS = 1 << 17
 
 _ID, _ATTRS = 0, 1
@@ -149,7 +151,7 @@ class Catalogue:
             CorruptionError: The tables break the format.
         """
         num_pieces = sum(entry.pieces.num_rows for entry in self._version.tables)
-        if num_pieces <= _ROWS or self._num_tables > _FEW_TABLES or "rows" in self.__dict__:
+        if num_pieces <= _FEW_PIECES or self._num_tables > _FEW_TABLES or "rows" in self.__dict__:
             return self.rows.pieces_of(sequence)
         found = [np.empty((0, 3), np.int64)]
         for number in range(self._num_tables):
