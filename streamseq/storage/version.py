@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import CODECS, Field, check_fields
 from streamseq.storage.checksum import crc32c, to_hex
@@ -18,7 +20,7 @@ FORMAT_VERSION = 1
 OPERATIONS = ("write", "compact", "repair")
 
 #: Bytes of a table's file that have a checksum of their own; the last block has what is left.
-BLOCK_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 16
 
 _INT64_MAX = 2**63 - 1
 _WRITER_ID = re.compile(r"[0-9a-f]{16}")
@@ -307,7 +309,7 @@ def _table(entry: dict[str, Any], kind: str) -> TableFile:
         name=name,
         num_rows=num_rows,
         num_bytes=num_bytes,
-        crc32c=tuple(int(checksums[start : start + 8], 16) for start in range(0, len(checksums), 8)),
+        crc32c=tuple(np.frombuffer(bytes.fromhex(checksums), ">u4").tolist()),
     )
 
 
