@@ -35,7 +35,7 @@ class Added:
         ids: The ids of the new sequences, a large string array `[M]`.
         attrs: Their attributes as JSON text, a large string array `[M]`.
         pieces: int64 `[P, 3]`, pieces of new and older sequences: the number of the sequence in the version, the first
-            row, the length; those of one sequence in the order of its timesteps.
+            row, the length; sorted by sequence, those of one in the order of its timesteps.
     """
 
     ids: pa.Array

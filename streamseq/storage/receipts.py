@@ -13,7 +13,7 @@ from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.new_version import Added, commit_version, fingerprint_of
 from streamseq.storage.place import Place, place_of
-from streamseq.storage.rows import merge_pieces
+from streamseq.storage.rows import merge_pieces, sort_pieces
 from streamseq.storage.shard_writer import Receipt, agreed_attrs
 
 
@@ -149,5 +149,5 @@ def _collect(receipts: Sequence[Receipt], base: DiskStore | None) -> Added:
     return Added(
         ids=pa.array(list(new), text),
         attrs=pa.array([attrs or "{}" for attrs in new.values()], text),
-        pieces=merge_pieces(np.concatenate(pieces)),
+        pieces=merge_pieces(sort_pieces(np.concatenate(pieces))),
     )

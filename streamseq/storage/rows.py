@@ -12,6 +12,18 @@ Pieces = Int64
 """int64 `[P, 3]`: sequence, first row, length."""
 
 
+def sort_pieces(pieces: Pieces) -> Pieces:
+    """Sort by sequence; those of one sequence keep their order.
+
+    Example:
+        >>> sort_pieces(np.array([[1, 0, 5], [0, 5, 2], [1, 7, 1]])).tolist()
+        [[0, 5, 2], [1, 0, 5], [1, 7, 1]]
+    """
+    if np.any(pieces[1:, 0] < pieces[:-1, 0]):
+        return pieces[np.argsort(pieces[:, 0], kind="stable")]
+    return pieces
+
+
 def merge_pieces(pieces: Pieces) -> Pieces:
     """Join neighbours that are consecutive rows of one sequence.
 
@@ -117,9 +129,7 @@ class RowIndexBuilder:
         number = np.arange(self._usual_sequences)
         pieces = np.concatenate([np.stack([number, starts[:-1], np.diff(starts)], axis=1), *self._rest])
         self._rest = []
-        if np.any(pieces[1:, 0] < pieces[:-1, 0]):
-            pieces = pieces[np.argsort(pieces[:, 0], kind="stable")]
-        sequence, row, length = merge_pieces(pieces).T
+        sequence, row, length = merge_pieces(sort_pieces(pieces)).T
         return RowIndex(
             self._num_sequences,
             np.concatenate(([0], np.cumsum(length))),

@@ -51,11 +51,9 @@ def write_tables(
         commit_id: The id of the commit.
         ids: Large strings `[M]`.
         attrs: Large strings `[M]`, JSON text.
-        pieces: int64 `[P, 3]`, those of one sequence in the order of its timesteps.
+        pieces: int64 `[P, 3]`, sorted by sequence, those of one in the order of its timesteps.
         first: The number of the first new sequence.
     """
-    if np.any(pieces[1:, 0] < pieces[:-1, 0]):
-        pieces = pieces[np.argsort(pieces[:, 0], kind="stable")]
     hashes = _hashes(ids)
     order = np.argsort(hashes, kind="stable")
     return Tables(
