@@ -1,4 +1,4 @@
-"""docs/format.md says enough: a reader written from it alone reads what was written, and finds the same fingerprints."""
+"""docs/format.md says enough: a reader written from it alone reads what was written, and finds its fingerprints."""
 
 import numpy as np
 import pytest

@@ -183,7 +183,7 @@ class PlainReader:
         return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def opens_in_plain_zarr(self):
-        """Whether zarr-python lists the shards and arrays that the version names; of an Arrow store nothing is asked."""
+        """Whether zarr-python lists the shards and arrays that the version names; an Arrow store is not asked."""
         if self.document["backend"] == "arrow":
             return True
         group = zarr.open_group(self.root, mode="r")
