@@ -17,9 +17,11 @@ from streamseq.etl.source import Partition, Source, SourceError
 from streamseq.etl.task import TaskResult, duplicate_id, run_task
 from streamseq.etl.workers import Workers
 from streamseq.storage import commit
+from streamseq.storage.claim import Claim, noted
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout, plan_layout
 from streamseq.storage.location import StoreFolder, local_path
+from streamseq.storage.new_version import program
 from streamseq.storage.place import LocalPlace
 from streamseq.storage.receipts import commit_receipts
 from streamseq.storage.shard_writer import Receipt
@@ -85,7 +87,7 @@ def ingest(
     partitions = list(source.partitions(shard_size))
     if not partitions:
         raise SourceError("a source has at least one partition, got none: there is nothing to write")
-    with _StagedJob(root) as staged:
+    with _StagedJob(root, program() if job is None else job) as staged:
         results = _run(source, partitions, layout, staged, chosen, progress)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
@@ -113,16 +115,22 @@ def ingest(
 class _StagedJob:
     """The folder of a job in the staging area; leaving the block removes all that was not committed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, what: str) -> None:
         self.root = root
         self._folder = StoreFolder(root)
         self._place = LocalPlace(root)
         self.path = self._folder.staging / f"job-{uuid.uuid4().hex[:16]}"
         self._stopped = self.path.with_name(f"{self.path.name}-stopped")
+        self.claim = Claim(self._place, what, self.path.name)
         self._made: list[Path] = []
 
     def __enter__(self) -> _StagedJob:
         self._made = commit.make_folder(self.path)
+        try:
+            self.claim.hold()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def stop(self) -> None:
@@ -135,16 +143,26 @@ class _StagedJob:
     ) -> None:
         self.stop()
         folder = self._folder
-        committed = set()
-        if self._place.version_numbers():
-            committed = {shard.id.split("-")[0] for shard in DiskStore(self.root).snapshot.shards}
+        # Of all versions: the newest may have been compacted already.
+        committed = {
+            shard.id.split("-")[0]
+            for number in self._place.version_numbers()
+            for shard in DiskStore(self._place, number).snapshot.shards
+        }
         # Those of workers that died are among them, which nobody else would remove.
-        for writer in os.listdir(self._stopped):
+        for writer in noted(os.listdir(self._stopped)):
             if writer not in committed:
                 commit.remove_tree(folder.staging / writer)
                 for shard in folder.shards.glob(f"{writer}-*"):
                     commit.remove_tree(shard)
-        commit.remove_tree(self._stopped)
+        self._end()
+
+    def _end(self) -> None:
+        """Give up the claim, and what was made for a store that does not come to be."""
+        folder = self._folder
+        for path in (self.path, self._stopped):
+            commit.remove_tree(path)
+        self.claim.release()
         if not self._place.version_numbers():
             below = (folder.staging, folder.shards, folder.tables, folder.versions)
             made = [path for path in self._made if path not in (self.path, *below)]
@@ -174,6 +192,7 @@ def _run(
             progress(0, total)
         try:
             while len(results) < len(partitions):
+                job.claim.refresh()
                 for number, partition in islice(following, max(0, pool.capacity() - len(flying))):
                     flying[pool.submit(run_task, source, partition, job.root, layout, job.path)] = number
                 for future in pool.wait(list(flying)):

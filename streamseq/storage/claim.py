@@ -13,10 +13,11 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +30,9 @@ from streamseq.storage.place import LocalPlace, Place
 
 CLAIM_FILE = "claim.json"
 _ALIVE_FILE = "alive"
+_WRITER = re.compile(r"[0-9a-f]{16}")
 _REFRESH_SECONDS = 600.0
-_TRIES = 100
+_TRIES, _PAUSE_SECONDS = 100, 0.01
 
 
 class Claim:
@@ -39,7 +41,8 @@ class Claim:
     Args:
         place: Where the store lies.
         job: What holds it, for people.
-        folder: The name of its folder in the staging area, made where it is missing; None: a new one.
+        folder: The name of a folder in the staging area that only the caller makes claims in, and that stays when the
+            claim is released; None: one of its own.
 
     Raises:
         StoreError: The claim could not be made.
@@ -58,9 +61,11 @@ class Claim:
         """Make the claim; it is there, and live, when this returns."""
         for _ in range(_TRIES):
             self.folder = self._given or uuid.uuid4().hex[:16]
+            self._remove_files()
             if self._made():
                 self._refreshed = time.monotonic()
                 return
+            time.sleep(_PAUSE_SECONDS)
         raise StoreError(f"no claim could be made in {self._place.uri}/staging: see who removes files there")
 
     def note(self, writer: str) -> None:
@@ -88,12 +93,9 @@ class Claim:
 
     def release(self) -> None:
         """Remove the claim, once what was written is committed or removed."""
-        if self.folder:
+        if self._given is None and self.folder:
             self._place.remove(f"staging/{self.folder}")
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Give up the lock; the folder is somebody else's to remove."""
+        self._remove_files()
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor, self.folder = None, ""
@@ -107,6 +109,13 @@ class Claim:
     ) -> None:
         self.release()
 
+    def _remove_files(self) -> None:
+        """Remove the files of a claim from a folder that stays: this one, or that of a holder before who was killed."""
+        if self._given is not None:
+            for name in self._place.names(f"staging/{self._given}"):
+                if name == CLAIM_FILE or name.startswith(_ALIVE_FILE):
+                    self._place.remove(f"staging/{self._given}/{name}")
+
     def _made(self) -> bool:
         if not isinstance(self._place, LocalPlace):
             return self._put(f"staging/{self.folder}/{CLAIM_FILE}", self._content(locked=False))
@@ -115,7 +124,7 @@ class Claim:
         commit.make_folder(path.parent)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             return False
         held = False
         try:
@@ -187,8 +196,19 @@ def holders(place: Place, now: float, older_than: float) -> Iterator[Holder]:
         except FileNotFoundError:  # it was released meanwhile
             continue
         live = _lives(place, folder, said, now - seen < older_than)
-        writers = tuple(sorted(name for name in names if name != CLAIM_FILE and name not in beats))
-        yield Holder(folder=folder, live=live, since=since, who=_who(said), writers=writers)
+        # Those of a prediction have a folder of their own.
+        writers = noted([*names, *place.names(f"staging/{folder}/writers")])
+        yield Holder(folder=folder, live=live, since=since, who=_who(said), writers=tuple(writers))
+
+
+def noted(names: Iterable[str]) -> list[str]:
+    """Of the names in a claim's folder those of shard writers that it stands for.
+
+    Example:
+        >>> noted(["claim.json", "0123456789abcdef", "alive"])
+        ['0123456789abcdef']
+    """
+    return sorted(name for name in names if _WRITER.fullmatch(name))
 
 
 @contextlib.contextmanager

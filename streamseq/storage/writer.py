@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
+from streamseq.storage.new_version import program
 from streamseq.storage.place import Place
 from streamseq.storage.receipts import abandon_receipts, commit_receipts
 from streamseq.storage.shard_writer import Receipt, ShardWriter, agreed_attrs, attrs_json
@@ -34,6 +36,7 @@ class Writer:
         self._layout = layout
         self._base = base
         self._job = job
+        self._claim = Claim(place, program() if job is None else job)
         self._shards: ShardWriter | None = None
         self._begun: object = None
         self._used = False
@@ -81,7 +84,14 @@ class Writer:
             raise ValueError("a writer is used for one block: call ss.append for the next one")
         self._used = True
         self._begun = self._place.begin()
-        self._shards = ShardWriter(self._place, self._layout)
+        shards = ShardWriter(self._place, self._layout)
+        try:
+            self._claim.hold()
+            self._claim.note(shards.writer_id)
+        except BaseException:
+            self._end()
+            raise
+        self._shards = shards
         return self
 
     def __exit__(
@@ -108,8 +118,13 @@ class Writer:
                     shards.abandon()
                 else:
                     abandon_receipts(self._place, [receipt])
-                if self._base is None:
-                    self._place.undo(self._begun)
+            self._end(committed)
+
+    def _end(self, committed: bool = False) -> None:
+        """Give up the claim, and what was made for a store that does not come to be."""
+        self._claim.release()
+        if not committed and self._base is None:
+            self._place.undo(self._begun)
 
     def _writing(self) -> ShardWriter:
         if self._shards is None:
@@ -117,6 +132,7 @@ class Writer:
             raise ValueError(
                 f"a writer writes inside its `with` block, and {what}: use `with ss.append(...) as writer`"
             )
+        self._claim.refresh()
         return self._shards
 
     def _known(self, id: str) -> int | None:

@@ -196,7 +196,7 @@ def predict(
         create(uri, fields, backend, chunk_bytes, shard_bytes)  # refuses what cannot become a store, writes nothing
     layout = plan_layout(fields, backend or job.root.suffix.removeprefix("."), chunk_bytes, shard_bytes)
     tasks = _tasks(recipe, layout, chosen)
-    with job.locked():
+    with job.locked() as claim:
         if restart:
             job.discard()
         begun = job.load()
@@ -209,7 +209,7 @@ def predict(
             if not job.is_committed(len(tasks)):
                 raise StoreError(f"{job.root} is a store already, and not of this prediction: choose another address")
         else:
-            meter = _Meter(progress, int(store.lengths[chosen].sum()))
+            meter = _Meter(progress, int(store.lengths[chosen].sum()), claim.refresh)
             meter.advance(sum(receipt.num_timesteps for receipt in before.values()))
             left = {number: task for number, task in enumerate(tasks) if number not in before}
             with thread_count(own_threads):
@@ -296,14 +296,16 @@ def _tasks(recipe: Recipe, layout: ShardLayout, chosen: Int64) -> list[Int64]:
 
 
 class _Meter:
-    """Adds up timesteps and tells whoever asked."""
+    """Adds up timesteps and tells whoever asked, and `alive` each time."""
 
-    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
+    def __init__(self, tell: Callable[[int, int], None] | None, total: int, alive: Callable[[], None]) -> None:
         self._tell = tell
+        self._alive = alive
         self._total = total
         self._done = 0
 
     def advance(self, timesteps: int) -> None:
+        self._alive()
         self._done += timesteps
         if self._tell is not None:
             self._tell(self._done, self._total)

@@ -2,6 +2,7 @@
 
 staging/predict/job.json        the settings, of which a resumed prediction must have the same, and the fields
 staging/predict/lock            held while a process works on it
+staging/predict/claim.json      there while a process works on it, so that nobody takes its shards for leftovers
 staging/predict/running         gone when tasks are to stop
 staging/predict/writers/<id>    one file a shard writer whose task has no receipt yet
 staging/predict/receipts/<no>   one file a finished task: its shards, written as a version file without tables
@@ -25,6 +26,7 @@ from streamseq._version import __version__
 from streamseq.core.errors import CorruptionError, ResumeError, StreamseqError
 from streamseq.core.fields import Field
 from streamseq.storage import commit
+from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.location import StoreFolder
@@ -84,8 +86,11 @@ class Job:
         return dict(report)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Claim]:
         """Hold the job, so that no other process works on it; the lock of one that was killed is free.
+
+        Yields:
+            What it holds in the store, to be refreshed as the work goes on.
 
         Raises:
             StreamseqError: Another process has it.
@@ -98,10 +103,13 @@ class Job:
                 raise StreamseqError(
                     f"another process predicts into {self.root} already: wait for it, or choose another address"
                 ) from None
+            claim = Claim(LocalPlace(self.root), "predict", self.path.name)
             try:
-                yield
+                claim.hold()
+                yield claim
             finally:
                 self._running.unlink(missing_ok=True)
+                claim.release()
                 if not self._report.exists() and not any(self._receipts.glob("*")):
                     self._discard_all(made)
 
