@@ -115,9 +115,7 @@ class ChunkFile:
         # A checksum of bytes and their own crc32c would be the same for all bytes.
         trailer = int.from_bytes(self._read(size - gap, gap, "its index"), "little") if gap else ends
         if ends != manifest.ends_crc32c or trailer != ends:
-            raise CorruptionError(
-                f"{self._where} has a header or an index that fails its checksum: restore the shard"
-            )
+            raise CorruptionError(f"{self._where} has a header or an index that fails its checksum: restore the shard")
 
     def _crc(self, start: int, stop: int, before: int = 0) -> int:
         crc = before
@@ -148,9 +146,7 @@ class ChunkFile:
 
     def values(self, chunk: int, num_bytes: int) -> InFile:
         """Where the values of a chunk that is stored as it is lie, once that is known."""
-        return InFile(
-            file=self, descriptor=self._descriptor, offset=int(self._begins[chunk]), num_bytes=num_bytes
-        )
+        return InFile(file=self, descriptor=self._descriptor, offset=int(self._begins[chunk]), num_bytes=num_bytes)
 
     def extent(self, chunk: int) -> InFile:
         """Where a chunk's bytes lie."""

@@ -535,9 +535,7 @@ class Store(ABC):
 
         return xarray_dataset(self, ids, fields, id_name=id_name, position_name=position_name)
 
-    def verify(
-        self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> VerifyReport:
+    def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read all of it, and say what is not as it was written; it does not stop at the first problem.
 
         Args:

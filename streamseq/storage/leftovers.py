@@ -210,7 +210,7 @@ def _named(place: Place) -> set[str]:
             raise CorruptionError(f"nothing is cleaned where a version cannot say what it names: {error}") from error
         named.update(shard.id for shard in version.shards)
         for tables in version.tables:
-            named.update(file.name for file in (tables.sequences, tables.pieces))
+            named.update(file.name for file in (tables.sequences, tables.pieces, tables.index))
     return named
 
 

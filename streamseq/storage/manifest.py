@@ -115,7 +115,9 @@ def _field(entries: Any, ends: Any, gap: int, name: str, layout: ShardLayout, sh
     # A bool can be a bit, and the last chunk can be short.
     least, end = whole // 8 // times, chunks[0][0]
     for number, (offset, size, _) in enumerate(chunks):
-        _require(offset == end and 1 <= size <= most, f"chunk {number} of field {name!r} lies at {offset}, {size} bytes")
+        _require(
+            offset == end and 1 <= size <= most, f"chunk {number} of field {name!r} lies at {offset}, {size} bytes"
+        )
         _require(
             size >= least or number == num_chunks - 1,
             f"chunk {number} of field {name!r} has {size} bytes for {whole} of values",
@@ -123,7 +125,9 @@ def _field(entries: Any, ends: Any, gap: int, name: str, layout: ShardLayout, sh
         end = offset + size + gap
     outside = num_bytes - sum(size + gap for _, size, _ in chunks)
     _require(end + gap <= num_bytes, f"field {name!r} ends at {end} in a file of {num_bytes} bytes")
-    _require(outside <= _ENDS_BYTES + num_chunks * _CHUNK_BYTES, f"field {name!r} has {outside} bytes beside its chunks")
+    _require(
+        outside <= _ENDS_BYTES + num_chunks * _CHUNK_BYTES, f"field {name!r} has {outside} bytes beside its chunks"
+    )
     return FieldManifest(chunks=chunks, ends_crc32c=_crc(ends))
 
 

@@ -336,9 +336,7 @@ class _Column:
     def _open(self, number: int) -> Chunks:
         num_chunks = -(-self._lengths[number] // self._steps)
         checked = self._checked.setdefault((number, self._name), np.full(num_chunks, -1, np.int64))
-        return open_chunks(
-            self._place, self._version, number, self._name, checked, self._checksums, self._manifests
-        )
+        return open_chunks(self._place, self._version, number, self._name, checked, self._checksums, self._manifests)
 
     def close(self) -> None:
         """Close files and drop decoded chunks."""

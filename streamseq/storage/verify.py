@@ -19,8 +19,8 @@ from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.findings import Problem, VerifyReport
 from streamseq.storage.interface import InFile
 from streamseq.storage.leftovers import unnamed
+from streamseq.storage.opening import open_chunks
 from streamseq.storage.place import Place, place_of
-from streamseq.storage.reader import open_chunks
 from streamseq.storage.verify_tables import Contents, check_tables
 from streamseq.storage.version import Version
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streamseq.core.errors import StoreError
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.findings import Problem, Span
 from streamseq.storage.rows import Pieces
-from streamseq.storage.table import PIECES, SEQUENCES, Table
+from streamseq.storage.table import INDEX, PIECES, SEQUENCES, Table, hash_of
 from streamseq.storage.version import Version
 
 Int64 = NDArray[np.int64]
 
-# Rows of a table that are looked at together.
-_BLOCK = 1 << 18
+# Rows of numbers, and of texts, that are looked at together.
+_BLOCK, _TEXTS = 1 << 18, 1 << 16
 
 
 class Contents:
@@ -31,10 +31,10 @@ class Contents:
         pieces: The tables of pieces; None where one of them is broken.
     """
 
-    def __init__(self, sequences: Sequence[pa.RecordBatch] | None, pieces: Sequence[pa.RecordBatch] | None) -> None:
+    def __init__(self, sequences: Sequence[Table] | None, pieces: Sequence[Table] | None) -> None:
         self._sequences = sequences
         self._pieces = pieces
-        lengths = [] if sequences is None else [batch.num_rows for batch in sequences]
+        lengths = [] if sequences is None else [len(table) for table in sequences]
         self._borders = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
 
     def spans(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[Span, ...]]:
@@ -60,10 +60,10 @@ class Contents:
 
     def blocks(self) -> Iterator[Pieces]:
         """The pieces, int64 `[m, 3]` at a time, in the order of the tables."""
-        for batch in self._pieces or ():
-            for start in range(0, batch.num_rows, _BLOCK):
-                part = batch.slice(start, _BLOCK)
-                yield np.stack([column.to_numpy() for column in part.columns], axis=1)
+        for table in self._pieces or ():
+            for start in range(0, len(table), _BLOCK):
+                stop = min(start + _BLOCK, len(table))
+                yield np.stack([table.numbers(column, start, stop) for column in range(3)], axis=1)
 
     def _spans(self, pieces: Pieces, offset: Int64, low: int, high: int) -> Iterator[Span]:
         sequence, row, length = pieces.T
@@ -72,37 +72,39 @@ class Contents:
         for index in lie[np.argsort(sequence[lie], kind="stable")].tolist():
             number = int(sequence[index])
             start, stop = (int(offset[index] + edge[index] - row[index]) for edge in (begin, end))
-            yield Span(id=self._id(number), sequence=number, start=start, stop=stop)
+            yield Span(id=self.id_of(number), sequence=number, start=start, stop=stop)
 
-    def _id(self, sequence: int) -> str | None:
+    def id_of(self, sequence: int) -> str | None:
+        """The id of a sequence; None where it cannot be read."""
         if self._sequences is None:
             return None
-        table = int(np.searchsorted(self._borders, sequence, "right")) - 1
-        id: str = self._sequences[table].column(0)[sequence - int(self._borders[table])].as_py()
-        return id
+        number = int(np.searchsorted(self._borders, sequence, "right")) - 1
+        return self._sequences[number].text(0, sequence - int(self._borders[number]))
 
 
 def check_tables(store: DiskStore) -> tuple[Contents, list[Problem]]:
-    """Check the tables of a version.
+    """Check the tables of a version: every block, and that they agree with each other.
 
     Args:
         store: The version, whose file can be read.
     """
     version, wrong = store.snapshot, []
 
-    def load(kind: str, schema: pa.Schema) -> list[pa.RecordBatch] | None:
-        batches = []
+    def load(kind: str, schema: pa.Schema) -> list[Table] | None:
+        loaded = []
         for tables in version.tables:
             try:
-                batches.append(Table(store.place, tables.files[kind], schema).batch())
+                table = Table(store.place, getattr(tables, kind), schema)
+                table.batch()
+                loaded.append(table)
             except (StoreError, OSError) as error:
                 wrong.append(" ".join(str(error).split()))
-        return batches if len(batches) == len(version.tables) else None
+        return loaded if len(loaded) == len(version.tables) else None
 
-    sequences, pieces = load("sequences", SEQUENCES), load("pieces", PIECES)
+    sequences, pieces, index = load("sequences", SEQUENCES), load("pieces", PIECES), load("index", INDEX)
     contents = Contents(sequences, pieces)
     if sequences is not None:
-        wrong += _wrong_ids(sequences)
+        wrong += _wrong_ids(sequences, index)
     if pieces is not None:
         wrong += _wrong_pieces(contents, version)
     named = f"the tables of version {version.number}"
@@ -111,26 +113,50 @@ def check_tables(store: DiskStore) -> tuple[Contents, list[Problem]]:
             store=store.uri,
             versions=(version.number,),
             part="table",
-            what=what if what.startswith("table") else f"{named} {what}",
+            what=what if what.startswith("table") else f"{named} {what}: they were not written by streamseq",
         )
         for what in wrong
     ]
 
 
-def _wrong_ids(batches: Sequence[pa.RecordBatch]) -> Iterator[str]:
-    ids = pa.chunked_array([batch.column(0) for batch in batches], pa.large_string())
-    if pc.count_distinct(ids).as_py() != len(ids):
-        counts = pc.value_counts(ids)
-        twice = [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1]
-        yield f"have {len(twice):,} ids more than once, such as {twice[0]!r}: they were not written by streamseq"
-    for batch in batches:
-        for start in range(0, batch.num_rows, _BLOCK):
-            id, attrs = (column.to_pylist() for column in batch.slice(start, _BLOCK).columns)
-            for name, text in zip(id, attrs, strict=True):
-                if not name:
-                    yield "have an empty id: they were not written by streamseq"
+def _wrong_ids(tables: Sequence[Table], index: Sequence[Table] | None) -> Iterator[str]:
+    """Ids are unique, attributes are JSON objects, and the index finds every id."""
+    every = [np.empty(0, np.uint32)]
+    first = 0
+    for number, table in enumerate(tables):
+        hashes = np.empty(len(table), np.uint32)
+        for start in range(0, len(table), _TEXTS):
+            ids, texts = (column.to_pylist() for column in table.batch().slice(start, _TEXTS).columns)
+            hashes[start : start + len(ids)] = [hash_of(id) for id in ids]
+            if "" in ids:
+                yield "have an empty id"
+            for id, text in zip(ids, texts, strict=True):
                 if text != "{}" and not _is_object(text):
-                    yield f"have attributes of {name!r} that are not a JSON object: they were not written by streamseq"
+                    yield f"have attributes of {id!r} that are not a JSON object"
+        order = np.argsort(hashes, kind="stable")
+        if index is not None and not _is_index(index[number], hashes[order], order + first):
+            yield f"have an index that does not find the ids of table {number}"
+        every.append(hashes)
+        first += len(table)
+    twice = _twice(tables, np.concatenate(every))
+    if twice:
+        yield f"have {len(twice):,} ids more than once, such as {twice[0]!r}"
+
+
+def _is_index(table: Table, hashes: NDArray[np.uint32], sequences: Int64) -> bool:
+    if len(table) != len(hashes):
+        return False
+    found, named = (table.numbers(column, 0, len(table)) for column in range(2))
+    return np.array_equal(found, hashes) and np.array_equal(named, sequences)
+
+
+def _twice(tables: Sequence[Table], hashes: NDArray[np.uint32]) -> list[str]:
+    """Ids that are there more than once: only those of one hash are compared."""
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(np.diff(hashes[order]) == 0)
+    contents = Contents(tables, None)
+    ids = [contents.id_of(int(sequence)) for sequence in order[np.union1d(same, same + 1)]]
+    return sorted(id for id, count in Counter(ids).items() if count > 1 and id is not None)
 
 
 def _is_object(text: str) -> bool:
@@ -143,25 +169,23 @@ def _is_object(text: str) -> bool:
 def _wrong_pieces(contents: Contents, version: Version) -> Iterator[str]:
     """Every row is in one piece."""
     total = version.num_timesteps
-    in_order, row = True, 0
+    rows, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for block in contents.blocks():
-        sequence, first, length = block.T
+        sequence, row, length = block.T
         if np.any(sequence < 0) or np.any(sequence >= version.num_sequences):
-            yield f"have a piece of none of {version.num_sequences} sequences: they were not written by streamseq"
+            yield f"have a piece of none of {version.num_sequences:,} sequences"
             return
-        if np.any(length < 1) or np.any(first < 0) or np.any(first > total) or np.any(length > total - first):
-            yield f"have a piece that is not in the {total:,} rows of the shards: they were not written by streamseq"
+        if np.any(length < 1) or np.any(row < 0) or np.any(row > total) or np.any(length > total - row):
+            yield f"have a piece that is not in the {total:,} rows of the shards"
             return
-        in_order = in_order and first[0] == row and np.array_equal(first[1:], (first + length)[:-1])
-        row = int(first[-1] + length[-1])
-    if not in_order:
-        # Those of a version that was rewritten in another order.
-        every = np.concatenate(list(contents.blocks()))
-        first, length = every[np.argsort(every[:, 1], kind="stable"), 1:].T
-        in_order = first[0] == 0 and np.array_equal(first[1:], (first + length)[:-1])
-        row = int(first[-1] + length[-1])
-    if not in_order or row != total:
-        yield f"have not each of {total:,} rows in one piece: they were not written by streamseq"
+        rows.append(row)
+        lengths.append(length)
+    row, length = np.concatenate(rows), np.concatenate(lengths)
+    order = np.argsort(row, kind="stable")
+    row, length = row[order], length[order]
+    ends = row + length
+    if not np.array_equal(row, np.concatenate(([0], ends))[:-1]) or (ends[-1] if len(ends) else 0) != total:
+        yield f"have not each of {total:,} rows in one piece"
 
 
 def _union(ranges: Sequence[tuple[int, int]]) -> tuple[Int64, Int64]:

@@ -5,10 +5,13 @@ import shutil
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import streamseq as ss
 from streamseq.storage.findings import Span
+from streamseq.storage.new_version import Added, commit_version
+from streamseq.storage.place import place_of
 from streamseq.storage.verify import verify
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
@@ -39,7 +42,7 @@ def data_file(store, number, name):
 
 def chunk_at(store, number, name, chunk):
     """Where a chunk begins in its file."""
-    from streamseq.storage.reader import open_chunks
+    from streamseq.storage.opening import open_chunks
 
     version = ss.open(store).snapshot
     count = -(-version.shards[number].num_timesteps // version.layout.chunk_timesteps[name])
@@ -148,7 +151,7 @@ def test_a_file_that_nobody_wrote_is_a_problem_that_hits_nothing(store):
     assert not report.ok
 
 
-@pytest.mark.parametrize("kind", ["sequences", "pieces"])
+@pytest.mark.parametrize("kind", ["sequences", "pieces", "index"])
 def test_a_broken_table_is_a_problem_and_the_shards_are_read_all_the_same(store, kind):
     version = ss.open(store).snapshot
     path = store / "tables" / getattr(version.tables[0], kind).name
@@ -160,10 +163,45 @@ def test_a_broken_table_is_a_problem_and_the_shards_are_read_all_the_same(store,
     table, shard = report.problems
     assert (table.part, shard.part) == ("table", "shard")
     assert path.name in table.what
-    assert [(span.id, span.sequence, span.start, span.stop) for span in shard.spans] == (
-        [(None, 0, 0, 25)] if kind == "sequences" else []
-    )
+    hit = {"sequences": [(None, 0, 0, 25)], "pieces": [], "index": [("a", 0, 0, 25)]}[kind]
+    assert [(span.id, span.sequence, span.start, span.stop) for span in shard.spans] == hit
     assert report.shards == 4
+
+
+WRONG = {
+    "ids more than once, such as 'a'": ([(0, 0, 100), (1, 100, 50), (2, 150, 120)], ["a", "b", "a"], ["{}"] * 3),
+    "an empty id": ([(0, 0, 270)], [""], ["{}"]),
+    "attributes of 'a' that are not a JSON object": ([(0, 0, 270)], ["a"], ["[1]"]),
+    "not each of 270 rows in one piece": ([(0, 0, 100), (0, 90, 170)], ["a"], ["{}"]),
+    "a piece of none of 1 sequences": ([(1, 0, 270)], ["a"], ["{}"]),
+    "a piece that is not in the 270 rows": ([(0, 1, 270)], ["a"], ["{}"]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_tables_that_contradict_each_other_are_a_problem(store, wrong):
+    pieces, ids, attrs = WRONG[wrong]
+    last = ss.open(store).snapshot
+    added = Added(
+        ids=pa.array(ids, pa.large_string()),
+        attrs=pa.array(attrs, pa.large_string()),
+        pieces=np.array(pieces, np.int64),
+    )
+    more = {"fingerprint": last.fingerprint, "operation": "write", "job": "a test"}
+    assert commit_version(place_of(store), 3, last.layout, last.shards, (), added, **more)
+    (problem,) = ss.open(store).verify().problems
+    assert (problem.part, problem.versions) == ("table", (3,))
+    assert wrong in problem.what
+
+
+def test_an_index_that_does_not_find_an_id_is_a_problem(store, monkeypatch):
+    monkeypatch.setattr("streamseq.storage.table.hash_of", lambda id: 7)
+    monkeypatch.setattr("streamseq.storage.table._hashes", lambda ids: np.full(len(ids), 7, np.uint32))
+    with ss.append(store) as writer:
+        writer.write("d", x=np.zeros((1, 2), np.float32), y=np.zeros(1, np.int64), b=np.zeros(1, bool))
+    monkeypatch.undo()
+    (problem,) = ss.open(store).verify().problems
+    assert "an index that does not find the ids of table 2" in problem.what
 
 
 def test_a_broken_version_file_is_a_problem_and_not_the_end(store):
