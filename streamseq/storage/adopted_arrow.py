@@ -173,7 +173,7 @@ def _open_file(path: str) -> Iterator[ForeignTable]:
             yield _IpcTable(file, mapped.read_buffer())
     except StreamseqError:
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, EOFError, KeyError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} does not read as Arrow IPC: {one_line(error)}") from None
 
 
@@ -226,7 +226,7 @@ class _IpcTable(ForeignTable):
         if field.dtype.kind == "b":
             return None
         positions = []
-        for number, values in enumerate(self.column(column)):
+        for number, values in enumerate(self._mapped(column)):
             numbers = innermost(values, f"{where}, record batch {number}")
             data = numbers.buffers()[1]
             if data is None:
@@ -240,6 +240,15 @@ class _IpcTable(ForeignTable):
                 return None
             positions.append(position)
         return positions
+
+    def _mapped(self, name: str) -> Iterator[pa.Array]:
+        """A column as it lies in the file. Of a file that is read for one column pyarrow makes copies."""
+        if not self._is_file:
+            yield from self.column(name)
+            return
+        with pa.ipc.open_file(self._content) as reader:
+            for number in range(reader.num_record_batches):
+                yield _column(reader.get_batch(number).select([name]), name)
 
     def column(self, name: str) -> Iterator[pa.Array]:
         """See `ForeignTable.column`."""
@@ -280,9 +289,11 @@ def _only(schema: pa.Schema, name: str) -> pa.ipc.IpcReadOptions:
 
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
-    column = batch.column(name)
-    # Sizes are those of the file, and nobody looked at them yet.
-    column.validate()
+    if batch.schema.names != [name]:
+        raise pa.ArrowInvalid(f"column {name!r} is one of several, or has another name in the footer")
+    column = batch.column(0)
+    # Sizes and positions are those of the file, and nobody looked at them yet.
+    column.validate(full=True)
     return column
 
 

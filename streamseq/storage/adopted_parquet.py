@@ -17,6 +17,7 @@ from streamseq.core.errors import StoreError, StreamseqError
 from streamseq.core.fields import Field
 from streamseq.storage.adopted import AdoptedStore
 from streamseq.storage.adopted_names import Address, expand_all
+from streamseq.storage.adopted_parquet_footer import null_counts
 from streamseq.storage.adopted_source import ChunkList, Descriptor, File, Source, one_line
 from streamseq.storage.adopted_table import Columns, ForeignTable, adopt_tables, column_values, nulls
 
@@ -97,14 +98,14 @@ class _ParquetTable(ForeignTable):
         self.schema = opened.schema_arrow
         self._file = file
         self._opened = opened
-        self._metadata = opened.metadata
+        self._nulls = null_counts(file.path) or []
+        self._num_leaves = sum(_leaves(field.type) for field in self.schema)
+        metadata = opened.metadata
         self._rows = np.array(
-            [self._metadata.row_group(number).num_rows for number in range(opened.num_row_groups)], np.int64
+            [metadata.row_group(number).num_rows for number in range(opened.num_row_groups)], np.int64
         )
-        if np.any(self._rows < 0) or self._rows.astype(np.float64).sum() != self._metadata.num_rows:
-            raise StoreError(
-                f"{file.path} has row groups that are not its {self._metadata.num_rows} rows: it is damaged"
-            )
+        if np.any(self._rows < 0) or self._rows.astype(np.float64).sum() != metadata.num_rows:
+            raise StoreError(f"{file.path} has row groups that are not its {metadata.num_rows} rows: it is damaged")
 
     def source(self, columns: Mapping[str, str], fields: Mapping[str, Field]) -> Source:
         """See `ForeignTable.source`."""
@@ -114,10 +115,9 @@ class _ParquetTable(ForeignTable):
         """See `ForeignTable.add_chunks`: one a row group."""
         where = f"{self.where}, column {column!r}"
         leaf = _leaf(self.schema, column)
-        for group in range(len(self._rows)) if self._metadata.num_columns == _num_leaves(self.schema) else ():
-            statistics = self._metadata.row_group(group).column(leaf).statistics
-            if statistics is not None and statistics.has_null_count and statistics.null_count:
-                raise nulls(f"{where}, row group {group}", statistics.null_count)
+        for group, counts in enumerate(self._nulls):
+            if len(counts) == self._num_leaves and counts[leaf] > 0:
+                raise nulls(f"{where}, row group {group}", counts[leaf])
         chunks.add(number, np.arange(len(self._rows)), self._rows, where)
 
     def column(self, name: str) -> Iterator[pa.ChunkedArray]:
@@ -131,10 +131,6 @@ def _column(opened: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:
     if table.column_names != [name]:
         raise StoreError(f"a column is read by its name, {name!r} means {table.column_names}: rename them")
     return table.column(0)
-
-
-def _num_leaves(schema: pa.Schema) -> int:
-    return sum(_leaves(field.type) for field in schema)
 
 
 def _leaf(schema: pa.Schema, name: str) -> int:

@@ -77,12 +77,9 @@ def adopt_zarr(
             sequences.append(ForeignSequence(id=id, pieces=[piece for piece, _ in pieces], attrs=pieces[0][1]))
     else:
         node = _node(source)
-        if isinstance(node, zarr.Group) and not list(node.array_keys()):
-            inner = sorted(node.groups())
-            if not inner:
-                raise StoreError(f"{_where(node)} has neither arrays nor groups: name the group that has")
-            ids = check_ids(name for name, _ in inner)
-            found = [_arrays(group) for _, group in inner]
+        arrays, groups = _members(node)
+        if groups and not arrays:
+            ids, found = check_ids(groups), [_arrays(group) for group in groups.values()]
         else:
             ids, found = [Path(_where(node)).stem], [_arrays(node)]
         sequences = [
@@ -134,17 +131,20 @@ def _node(source: Any) -> zarr.Array[Any] | zarr.Group:
 def _arrays(node: zarr.Array[Any] | zarr.Group) -> tuple[dict[str, ForeignArray], dict[str, Any]]:
     """The arrays of a node by name, and its attributes."""
     attrs = {name: _plain(value) for name, value in node.attrs.asdict().items()}
-    if isinstance(node, zarr.Array):
-        return {FIELD: _ZarrArray(node)}, attrs
-    try:
-        arrays: dict[str, ForeignArray] = {name: _ZarrArray(array) for name, array in sorted(node.arrays())}
-    except StoreError:
-        raise
-    except Exception as error:
-        raise StoreError(f"{_where(node)} has an array that does not open: {one_line(error)}") from None
+    arrays, _ = _members(node)
     if not arrays:
         raise StoreError(f"{_where(node)} has no arrays: name a group that has")
-    return arrays, attrs
+    return {name: _ZarrArray(array) for name, array in arrays.items()}, attrs
+
+
+def _members(node: zarr.Array[Any] | zarr.Group) -> tuple[dict[str, zarr.Array[Any]], dict[str, zarr.Group]]:
+    """The arrays and the groups of a group, by name; an array has itself."""
+    if isinstance(node, zarr.Array):
+        return {FIELD: node}, {}
+    try:
+        return dict(sorted(node.arrays())), dict(sorted(node.groups()))
+    except Exception as error:  # whatever a malformed document leads to
+        raise StoreError(f"{_where(node)} has something in it that does not open: {one_line(error)}") from None
 
 
 def _plain(value: Any) -> Any:
