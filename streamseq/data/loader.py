@@ -91,6 +91,10 @@ class StreamLoader:
         """Move the stream to an epoch."""
         self.stream.set_epoch(epoch)
 
+    def refresh(self, version: int | None = None) -> bool:
+        """Move the stream to the newest version of its store; see `StreamDataset.refresh`."""
+        return self.stream.refresh(version)
+
     def state_dict(self) -> dict[str, Any]:
         """The position after the last window that was handed out."""
         return self.stream.state_dict()
