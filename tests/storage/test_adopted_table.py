@@ -82,6 +82,13 @@ def test_ids_are_text_or_integers(adopt, ids):
     assert store.read("7")["x"].tolist() == [1.0, 2.0]
 
 
+def test_sequences_come_in_the_order_of_their_rows_not_of_a_dictionary(adopt):
+    ids = pa.DictionaryArray.from_arrays(pa.array([2, 0, 2], pa.int8()), pa.array(["c", "unused", "a"]))
+    store = adopt({"id": ids, "x": [1, 2, 3]}, sequence_column="id")
+    assert store.ids.to_pylist() == ["a", "c"]
+    assert store.read("a")["x"].tolist() == [1, 3]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.lists(st.lists(st.sampled_from("abcd"), max_size=20), min_size=1, max_size=4).filter(any),
