@@ -53,7 +53,7 @@ def _batches(rows: Rows, names: list[str], schema: pa.Schema, most: int) -> Iter
             spans = rows.spans(low, min(low + most, len(rows)))
             place, start, stop = spans
             counts = stop - start
-            texts = store.ids.take(pa.array(rows.index_of(place)))
+            texts = rows.ids_of(place)
             id_of_row = np.repeat(np.arange(len(place)), counts)
             position = np.arange(counts.sum()) + np.repeat(start - (np.cumsum(counts) - counts), counts)
             values = (arrow_array(store.fields[name], rows.read(reader, name, spans)) for name in names)

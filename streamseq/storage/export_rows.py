@@ -22,6 +22,8 @@ _CACHE_CHUNKS = 2
 _BLOCK = 1 << 16
 # Rows that are read for each one that is wanted, at most, where one read of all of them is simpler than many.
 _DENSE = 8
+# Sequences that are looked up one by one: in a store of very many that is faster than to read about all of them.
+_FEW = 256
 
 
 def choose(store: Store, ids: str | int | Iterable[str | int] | None) -> Int64 | None:
@@ -40,7 +42,10 @@ def choose(store: Store, ids: str | int | Iterable[str | int] | None) -> Int64 |
         return None
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         ids = [ids]
-    listed = ids.to_pylist() if hasattr(ids, "to_pylist") else ids
+    listed = ids.to_pylist() if hasattr(ids, "to_pylist") else list(ids)
+    texts = [each for each in listed if isinstance(each, str)]
+    if len(texts) == len(listed):
+        return store.indices(texts)
     return np.array([store._index(each) for each in listed], np.int64)
 
 
@@ -63,8 +68,11 @@ class Rows:
     @cached_property
     def lengths(self) -> Int64:
         """int64 `[S]`, timesteps of each sequence."""
-        lengths = self.store.lengths
-        return lengths if self.sequences is None else lengths[self.sequences]
+        if self.sequences is None:
+            return self.store.lengths
+        if len(self.sequences) <= _FEW:
+            return np.array([self.store.length(number) for number in self.sequences.tolist()], np.int64)
+        return self.store.lengths[self.sequences]
 
     @cached_property
     def bounds(self) -> Int64:
@@ -73,6 +81,13 @@ class Rows:
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
+
+    def ids_of(self, place: Int64) -> pa.Array:
+        """The ids of the chosen sequences at `place`."""
+        index = self.index_of(place)
+        if len(index) <= _FEW:
+            return pa.array([self.store.id_of(number) for number in index.tolist()], pa.large_string())
+        return self.store.ids.take(pa.array(index))
 
     def index_of(self, place: Int64) -> Int64:
         """The indices in the store of the chosen sequences at `place`."""
@@ -255,14 +270,15 @@ class IdColumn(PositionColumn):
 
     def _take(self, rows: Int64) -> Values:
         place, back = np.unique(self.rows.place_of(rows), return_inverse=True)
-        return self._texts(self.rows.index_of(place))[back]
+        return np.array(self._texts(place), object)[back]
 
-    def _texts(self, index: Int64) -> Values:
-        return np.array(self.rows.store.ids.take(pa.array(index)).to_pylist(), object)
+    def _texts(self, place: Int64) -> list[str]:
+        texts: list[str] = self.rows.ids_of(place).to_pylist()
+        return texts
 
 
 class AttrsColumn(IdColumn):
     """The attributes of each row's sequence, as JSON: str objects `[R]`."""
 
-    def _texts(self, index: Int64) -> Values:
-        return np.array([self.rows.store.attrs_json(number) for number in index.tolist()], object)
+    def _texts(self, place: Int64) -> list[str]:
+        return [self.rows.store.attrs_json(number) for number in self.rows.index_of(place).tolist()]

@@ -36,7 +36,7 @@ def xarray_dataset(
     attrs: dict[str, Any] = {}
     if chosen is not None and (isinstance(ids, str) or not isinstance(ids, Iterable)):
         sequence = int(chosen[0])
-        coords[id_name] = store.ids[sequence].as_py()
+        coords[id_name] = store.id_of(sequence)
         attrs = store.attrs(sequence)
     else:
         coords[id_name] = _variable(IdColumn(rows), TIMESTEP)

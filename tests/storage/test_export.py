@@ -97,6 +97,16 @@ def test_parquet_files_hold_the_same_table(store, tmp_path):
     assert pq.read_table(tmp_path / "batches.parquet").equals(whole)
 
 
+def test_exported_parquet_can_be_adopted(store, tmp_path, same):
+    pq.write_table(store.to_arrow(), tmp_path / "out.parquet")
+    adopted = ss.adopt_parquet(tmp_path / "out.parquet", columns=list(FIELDS), sequence_column="id")
+    assert adopted.ids.to_pylist() == ["a", "b", "ä/c", "d"]  # one without timesteps leaves no row
+    for id in adopted.ids.to_pylist():
+        same(adopted.read(id), store.read(id))
+    assert adopted.to_arrow().equals(store.to_arrow())
+    same({"x": adopted.to_xarray("b")["x"].values}, {"x": store.read("b")["x"]})
+
+
 def test_columns_can_be_named_otherwise(store):
     assert store.to_arrow(fields=["x"], id_name="plant", position_name="hour").column_names == ["plant", "hour", "x"]
     assert "plant" in store.to_xarray(id_name="plant").coords
@@ -216,6 +226,24 @@ def test_scattered_rows_are_read_whether_together_or_one_by_one(store, monkeypat
     for wrong in ([47], [-48], np.array([0.5])):
         with pytest.raises(IndexError):
             column[np.array(wrong)]
+
+
+def test_spans_of_rows_are_never_empty_and_rows_are_pickled_small(store):
+    rows = Rows(store, choose(store, ["empty", "a", "empty", "d"]))
+    assert [column.tolist() for column in rows.spans(0, 19)] == [[1, 3], [0, 0], [7, 12]]
+    assert [column.tolist() for column in rows.spans(7, 8)] == [[3], [0], [1]]
+    assert [column.tolist() for column in rows.spans(7, 7)] == [[], [], []]
+    copy = pickle.loads(pickle.dumps(rows))
+    assert copy.sequences.tolist() == [1, 0, 1, 4]
+    if store.backend != "memory":
+        assert len(pickle.dumps(rows)) < 1000
+
+
+def test_many_sequences_are_looked_up_as_a_few_are(store, monkeypatch):
+    few = store.to_arrow(["d", "a"])
+    monkeypatch.setattr("streamseq.storage.export_rows._FEW", 0)
+    assert store.to_arrow(["d", "a"]).equals(few)
+    assert store.to_xarray(["d", "a"])["id"].values.tolist() == few["id"].to_pylist()
 
 
 @settings(max_examples=100, deadline=None)
