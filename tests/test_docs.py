@@ -4,8 +4,11 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import streamseq
@@ -16,11 +19,35 @@ DOCS = Path(__file__).parent.parent / "docs"
 def test_the_guide_s_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 9
     names = {}
     for block in blocks:
         exec(compile(block, "guide.md", "exec"), names)
     assert names["update"].num_timesteps > 0
+
+
+@pytest.mark.parametrize("backend", ["zarr", "arrow"])
+def test_the_readme_opens_stores_without_streamseq(tmp_path, backend):
+    values = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    address = tmp_path / f"plants.{backend}"
+    with streamseq.create(address, {"x": streamseq.Field("float32", (3,))}, shard_bytes=2400) as writer:
+        writer.write("plant-1", x=values[:600])
+        writer.write("plant-2", x=values[600:700])
+    with streamseq.append(address) as writer:
+        writer.append("plant-1", x=values[700:])
+    readme = (DOCS.parent / "README.md").read_text().split("## Without streamseq")[1].split("\n## ")[0]
+    zarr_lines, arrow_lines = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    lines = zarr_lines if backend == "zarr" else zarr_lines.split("\n\n")[0] + "\n" + arrow_lines
+    save = "np.savez('out.npz', x=x, **{id: np.concatenate(rows) for id, rows in globals().get('sequences', {}).items()})"
+    alone = "import sys; assert not {name for name in sys.modules if name.startswith('streamseq')}"
+    code = "\n".join([lines, save, alone])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = np.load(tmp_path / "out.npz")
+    assert np.array_equal(read["x"], values)
+    if backend == "zarr":
+        assert np.array_equal(read["plant-1"], np.concatenate([values[:600], values[700:]]))
+        assert np.array_equal(read["plant-2"], values[600:700])
 
 
 MODULES = [module.name for module in pkgutil.walk_packages(streamseq.__path__, "streamseq.")]

@@ -99,12 +99,12 @@ class AdoptedStore(Store):
         """See `Store.num_timesteps`."""
         return self._adopted.num_rows
 
-    @property
+    @cached_property
     def chunk_timesteps(self) -> Mapping[str, int]:
         """Timesteps of the longest chunk, by field."""
         return {name: chunks.longest() for name, chunks in self._adopted.chunks.items()}
 
-    @property
+    @cached_property
     def decoded_chunk_bytes(self) -> Mapping[str, int]:
         """Bytes of the longest chunk that is decoded, by field."""
         return {

@@ -241,7 +241,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def backend(self) -> str:
-        """How it is stored: "zarr", "arrow" or "memory"."""
+        """How it is stored: "zarr", "arrow" or "memory"; of adopted files "zarr", "parquet", "arrow" or "npy"."""
 
     @property
     @abstractmethod
