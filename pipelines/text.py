@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from streamseq.core.fields import Field
 from streamseq.etl import Partition, Piece, Skipped, SourceError, partition_bytes
 from streamseq.etl.command import ingest_command
+from streamseq.etl.source import ON_ERROR
 
 from .files import InputFile, find_files
 
 # Large files are read in pieces of this size: what a task holds in memory.
 _PIECE_BYTES = 4 << 20
-ON_ERROR = ("stop", "skip")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,9 @@ class TextSource:
         one_sequence: All files end to end are one sequence.
         id: The id of the one sequence.
         patterns: Of folders, take only files whose name, or path in the folder, matches one of these globs.
-        on_error: What happens at a file that cannot be read, or that changes while it is read: "stop", or "skip" and
-            report it. A file larger than a partition that changes stops the job in any case: parts of it are written.
+        on_error: What happens at a file that cannot be read, or that changes while it is read: "fail", or "skip" and
+            report it. "quarantine" is the same: a whole file stays where it is. A file larger than a partition that
+            changes fails the job in any case: parts of it are written.
 
     Raises:
         TypeError: `paths` is a string.
@@ -69,14 +70,14 @@ class TextSource:
         one_sequence: bool = False,
         id: str | None = None,
         patterns: Sequence[str] = (),
-        on_error: str = "stop",
+        on_error: str = "fail",
     ) -> None:
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError(f"paths is a list, got {paths!r}: put it in a list")
         if not paths:
             raise ValueError("at least one file, folder or glob is named, got none")
         if on_error not in ON_ERROR:
-            raise ValueError(f"on_error is 'stop' or 'skip', got {on_error!r}")
+            raise ValueError(f"on_error is one of {', '.join(ON_ERROR)}, got {on_error!r}")
         if id is not None and not one_sequence:
             raise ValueError(f"an id names the one sequence of all files, got {id!r} for many: ask for one sequence")
         if id == "":
@@ -84,7 +85,12 @@ class TextSource:
         self._paths = tuple(os.fspath(path) for path in paths)
         self._id = (id or "text") if one_sequence else None
         self._patterns = tuple(patterns)
-        self._skip = on_error == "skip"
+        self._skip = on_error != "fail"
+
+    @property
+    def threads(self) -> bool:
+        """True: its work is input."""
+        return True
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -236,9 +242,9 @@ def _nothing(found: Sequence[InputFile | Skipped]) -> str:
 @click.option(
     "--on-error",
     type=click.Choice(ON_ERROR),
-    default="stop",
+    default="fail",
     show_default=True,
-    help="What happens at a file that cannot be read: stop, or skip and report it.",
+    help="What happens at a file that cannot be read: fail, or skip and report it; quarantine does the same.",
 )
 @ingest_command
 def command(

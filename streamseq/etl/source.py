@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -16,6 +16,10 @@ _MIB = 1 << 20
 _FEWEST_PARTITIONS = 32
 _SMALLEST_PARTITION = 4 * _MIB
 
+# What a source does with input that is not what it has to be: raise an error, leave it out and report it, or hand its
+# bytes over as well, so that nothing is lost.
+ON_ERROR = ("fail", "skip", "quarantine")
+
 
 class SourceError(StreamseqError):
     """The data that a source reads is not what it has to be; the message names the file or the sequence."""
@@ -27,7 +31,8 @@ class Partition:
 
     Args:
         num_bytes: The bytes of input, as far as they are known beforehand: what progress is counted in.
-        content: What the source needs to find its data again.
+        content: What the source needs to find its data again, made of plain values, tuples and frozen dataclasses. It
+            says what the data was (a file's path, size and time of modification), so that other data has another one.
     """
 
     num_bytes: int
@@ -54,14 +59,27 @@ class Skipped:
     """Something that was left out.
 
     Args:
-        what: Its name: a file, a row, a sequence.
+        what: The file or the sequence that it was in, or was.
+        place: Where in it, such as "line 17", "row 5" or "byte 1024"; empty where all of it was left out.
         reason: Why, in a few words.
         num_bytes: The bytes of input that were left out with it.
+        content: The bytes themselves, of a row or record that is quarantined; None for a whole file, which stays where
+            it is, and where bad input is only skipped.
+
+    Example:
+        >>> str(Skipped(what="plant.csv", place="line 17", reason="3 cells, the header has 4"))
+        'plant.csv, line 17: 3 cells, the header has 4'
     """
 
     what: str
+    place: str = ""
     reason: str
-    num_bytes: int = field(default=0)
+    num_bytes: int = 0
+    content: bytes | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.what}, {self.place}" if self.place else self.what
+        return f"{where}: {self.reason}"
 
 
 class Source(Protocol):
@@ -71,6 +89,7 @@ class Source(Protocol):
         >>> import tempfile, numpy as np, streamseq as ss
         >>> class Countdowns:
         ...     fields = {"x": ss.Field("int64")}
+        ...     threads = True
         ...     def partitions(self, target_bytes):
         ...         return [Partition(num_bytes=8 * n, content=n) for n in (3, 5)]
         ...     def read(self, partition):
@@ -86,6 +105,14 @@ class Source(Protocol):
         """The fields of the sequences."""
         ...
 
+    @property
+    def threads(self) -> bool:
+        """Whether most of its work lets go of the interpreter lock, as input, numpy and pyarrow do.
+
+        Where it does not, the job works with processes.
+        """
+        ...
+
     def partitions(self, target_bytes: int) -> Sequence[Partition]:
         """Cut the source into partitions of about `target_bytes` decoded bytes: a shard.
 
@@ -98,6 +125,7 @@ class Source(Protocol):
         """Yield what one partition holds, in order.
 
         Consecutive pieces of one id, across partitions too, are one sequence; an id that comes back later is an error.
+        What is left out is yielded as well, as `Skipped`.
         """
         ...
 

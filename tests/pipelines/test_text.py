@@ -140,12 +140,12 @@ def grow(path):
 @pytest.mark.parametrize(("harm", "reason"), [(change, "changed"), (grow, "changed"), (os.remove, "No such file")])
 def test_a_file_that_is_not_what_was_found_is_an_error_or_skipped(tmp_path, harm, reason):
     write(tmp_path, {"a": b"abc", "b": b"defg", "c": b"hi"})
-    for on_error in ("stop", "skip"):
+    for on_error in ("fail", "skip", "quarantine"):
         source = TextSource([tmp_path], on_error=on_error)
         [partition] = source.partitions(100)
         before = (tmp_path / "b").read_bytes()
         harm(tmp_path / "b")
-        if on_error == "stop":
+        if on_error == "fail":
             with pytest.raises(SourceError, match=rf"b' .*{reason}"):
                 list(source.read(partition))
         else:
@@ -156,7 +156,7 @@ def test_a_file_that_is_not_what_was_found_is_an_error_or_skipped(tmp_path, harm
         (tmp_path / "b").write_bytes(before)
 
 
-def test_a_large_file_that_changes_stops_the_job_even_where_errors_are_skipped(tmp_path):
+def test_a_large_file_that_changes_fails_the_job_even_where_errors_are_skipped(tmp_path):
     write(tmp_path, {"a": b"abc", "large": noise(300, 1)})
     source = TextSource([tmp_path], on_error="skip")
     partitions = source.partitions(100)
