@@ -133,3 +133,18 @@ def remove_empty_folder(folder: Path, but_for: str) -> None:
         if set(os.listdir(folder)) <= {but_for}:
             (folder / but_for).unlink(missing_ok=True)
             folder.rmdir()
+
+
+def share_file(path: Path, name: Path) -> None:
+    """Give a file that never changes a second name, which is not put on the disk; where there are no links, copy it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        FileExistsError: The name is taken.
+    """
+    try:
+        os.link(path, name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK):
+            raise
+        shutil.copyfile(path, name)

@@ -55,6 +55,16 @@ def version_of(name: str) -> int | None:
     return int(name.removesuffix(".json")) if _VERSION_FILE.fullmatch(name) else None
 
 
+def is_remote(uri: object) -> bool:
+    """Whether an address is a URL of something else than a file of this machine.
+
+    Example:
+        >>> is_remote("s3://bucket/plants.zarr"), is_remote("file:///data/plants.zarr"), is_remote("plants.zarr")
+        (True, False, False)
+    """
+    return isinstance(uri, str) and bool(_SCHEME.match(uri)) and urlsplit(uri).scheme.lower() != "file"
+
+
 def local_path(uri: str | os.PathLike[str]) -> Path:
     """Return the absolute path that an address names.
 

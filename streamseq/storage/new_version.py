@@ -18,12 +18,11 @@ import pyarrow as pa
 from streamseq._version import __version__
 from streamseq.core.errors import StoreError
 from streamseq.storage.checksum import to_hex
-from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.place import FOLDERS, GROUP_FILE, Place, version_name
 from streamseq.storage.rows import Pieces
 from streamseq.storage.table import write_tables
-from streamseq.storage.version import Shard, Tables, Version, format_version
+from streamseq.storage.version import Shard, Tables, Version, format_version, parse_version
 from streamseq.storage.zarr_shard import GROUP_DOCUMENT
 
 
@@ -98,7 +97,7 @@ def commit_version(
         committed = place.put_if_absent(version_name(number), format_version(version), staging)
     finally:
         # An interrupt, or a disk that fails, can come after the version is there.
-        if not committed and not _is_committed(place, number, commit_id):
+        if not (committed or place.undecided(sys.exception()) or _may_be_committed(place, number, commit_id)):
             for kind in ("sequences", "pieces", "index"):
                 place.remove(f"tables/{commit_id}.{kind}.arrow")
         place.end_staging(commit_id)
@@ -141,12 +140,15 @@ def _text_digest(texts: pa.Array) -> str:
     return digest.hexdigest()
 
 
-def _is_committed(place: Place, number: int, commit_id: str) -> bool:
-    """Whether the version is there and this commit made it."""
+def _may_be_committed(place: Place, number: int, commit_id: str) -> bool:
+    """Whether the version is there and this commit made it, or that cannot be found out."""
+    name = version_name(number)
     try:
-        return DiskStore(place, number).snapshot.writer == commit_id
-    except StoreError:
+        return parse_version(place.read(name), number, f"version file {name} of {place.uri}").writer == commit_id
+    except FileNotFoundError:
         return False
+    except (StoreError, OSError):
+        return True
 
 
 def _make_groups(place: Place, staging: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -67,9 +69,29 @@ def open_chunks(
         CorruptionError: A file is missing, or what says where the chunks lie is not what was written.
         StoreError: A file cannot be opened.
     """
+    try:
+        return _open_once(place, version, number, name, checked, checksums, recent)
+    except CorruptionError:
+        if not place.copies:
+            raise
+        # It may be the copy that is broken.
+        place.forget(f"shards/{version.shards[number].id}")
+        return _open_once(place, version, number, name, checked, checksums, recent)
+
+
+def _open_once(
+    place: Place,
+    version: Version,
+    number: int,
+    name: str,
+    checked: Int64,
+    checksums: Checksums,
+    recent: RecentManifests | None,
+) -> Chunks:
     layout, shard = version.layout, version.shards[number]
     where = f"store {place.uri}, shard {shard.id}, field {name!r}"
-    with place.shard(shard.id, name) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(place.shard(shard.id, name))
         opened = ShardField(
             folder=folder,
             name=name,
@@ -85,7 +107,10 @@ def open_chunks(
         if layout.backend == "zarr":
             metadata = array_metadata(opened)
             if not is_ours(metadata, opened):
-                return ZarrPythonChunks(opened, metadata)
+                chunks = ZarrPythonChunks(opened, metadata)
+                # zarr-python opens files when it reads them.
+                weakref.finalize(chunks, stack.pop_all().close)
+                return chunks
         manifest = (recent or RecentManifests()).get(shard.id, lambda: _read_manifest(folder, version, number, where))
         return (ZarrChunks if layout.backend == "zarr" else ArrowChunks)(opened, manifest[name])
 

@@ -8,20 +8,29 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+from streamseq.core.errors import StoreError
 from streamseq.storage import commit
-from streamseq.storage.location import StoreFolder, local_path, version_of
+from streamseq.storage.location import StoreFolder, is_remote, local_path, version_of
 
 #: The folders of a store, and the file that makes each a Zarr group.
 FOLDERS = ("versions", "tables", "shards", "staging")
 GROUP_FILE = "zarr.json"
 
 
+class UnknownOutcomeError(StoreError):
+    """Nobody knows whether a file was made, or is going to be: a server was asked to, and does not answer."""
+
+
 class Place(ABC):
     """Where a store lies. Picklable."""
+
+    #: Whether the files that are handed out are copies, which others than the store's owner may have changed.
+    copies = False
 
     @property
     @abstractmethod
@@ -101,8 +110,16 @@ class Place(ABC):
             staging: A staging folder of the caller.
 
         Raises:
+            UnknownOutcomeError: It may be done, or be done later.
             StoreError: This cannot be done where the store lies.
         """
+
+    def undecided(self, error: BaseException | None) -> bool:
+        """Whether a file that `put_if_absent` was to make may still appear, where a commit ended with this error.
+
+        What such a version names must stay.
+        """
+        return False
 
     @abstractmethod
     def make_folders(self) -> None:
@@ -111,6 +128,17 @@ class Place(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, or a folder and what is in it, if it is there."""
+
+    def near(self, shard: str, field: str) -> bool:
+        """Whether `shard` returns at once; where it would have to fetch something, that is begun in the background."""
+        return True
+
+    def forget(self, name: str) -> None:  # noqa: B027
+        """Drop this machine's copies of a file or folder, if there are any: they are fetched again when needed."""
+
+    def direct(self) -> Place:
+        """The same place, with nothing taken from copies that were made before."""
+        return self
 
     def version_numbers(self) -> list[int]:
         """The numbers of the versions committed here, ascending; empty where there is no store."""
@@ -226,21 +254,34 @@ class LocalPlace(Place):
         return StoreFolder(self.root)
 
 
-def place_of(uri: str | os.PathLike[str] | Place) -> Place:
+def place_of(uri: str | os.PathLike[str] | Place, storage_options: Mapping[str, Any] | None = None) -> Place:
     """Return the place that an address names.
 
     Args:
-        uri: A local path or a `file://` URL; or a place, which is returned as it is.
+        uri: A local path, a `file://` URL, or another URL that fsspec knows; or a place, which is returned as it is.
+        storage_options: What fsspec's file system is made with, beside what its configuration and the environment say.
 
     Raises:
+        StoreError: The package for this kind of address is not installed.
         TypeError: `uri` is neither text nor a path.
-        ValueError: The address is empty, or a URL of another scheme.
+        ValueError: The address is empty, or of a kind that nobody knows; or there are options for a local path.
 
     Example:
         >>> place_of("file:///data/plants.zarr").uri
         '/data/plants.zarr'
+        >>> place_of("memory://plants.zarr").uri
+        'memory://plants.zarr'
     """
-    return uri if isinstance(uri, Place) else LocalPlace(local_path(uri))
+    if isinstance(uri, Place):
+        return uri
+    if is_remote(uri):
+        # fsspec is imported by who needs it.
+        from streamseq.storage.remote_place import RemotePlace
+
+        return RemotePlace(str(uri), storage_options)
+    if storage_options:
+        raise ValueError(f"storage options are for object stores, {os.fspath(uri)!r} is a local path: leave them out")
+    return LocalPlace(local_path(uri))
 
 
 def version_name(version: int) -> str:

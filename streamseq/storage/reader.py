@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamseq.core.errors import CorruptionError
 from streamseq.core.fields import Field
 from streamseq.storage.catalogue import Catalogue
 from streamseq.storage.chunk_cache import ChunkCache
@@ -238,6 +239,8 @@ class _Column:
                     decoding.run()
                 for key, decoding in coming.items():
                     self._wait(decoding)
+                    if self._place.copies:
+                        decoding = coming[key] = self._fetched_again(key, decoding)
                     there[key] = decoding.result()
             except BaseException:
                 # Not for ever: the next one tries anew.
@@ -253,8 +256,9 @@ class _Column:
             for key in chunks:
                 if key in told or key in self._cache or key in self._coming:
                     continue
-                if self._shard_of(key) not in self._files and len(self._files) >= self._open_files:
-                    # It would be closed again before it is read.
+                shard = self._shard_of(key)
+                if shard not in self._files and (len(self._files) >= self._open_files or not self._is_near(shard)):
+                    # It would be closed again before it is read, or waited for.
                     continue
                 told[key] = None
                 file, chunk = self._chunk_at(key)
@@ -276,6 +280,9 @@ class _Column:
                     continue
                 if len(coming) >= self._ahead:
                     return False
+                shard = self._shard_of(key)
+                if shard not in self._files and not self._is_near(shard):
+                    continue
                 file, chunk = self._chunk_at(key)
                 if not file.takes_long(chunk):
                     ready.add(key)
@@ -289,6 +296,25 @@ class _Column:
         spare = self._cache.make_room(len(self._coming))
         decoding = self._coming[key] = Decoding(file, chunk, spare)
         return decoding
+
+    def _fetched_again(self, key: int, decoding: Decoding) -> Decoding:
+        """The decoding of a chunk; where it found broken bytes, another one from a copy that is fetched anew."""
+        try:
+            decoding.result()
+        except CorruptionError:
+            pass
+        else:
+            return decoding
+        shard = self._shard_of(key)
+        with self._lock:
+            self._files.pop(shard, None)
+            self._place.forget(f"shards/{self._version.shards[shard].id}")
+            file, chunk = self._chunk_at(key)
+            again = Decoding(file, chunk, None)
+            if self._coming.get(key) is decoding:
+                self._coming[key] = again
+        again.run()
+        return again
 
     def _wait(self, decoding: Decoding) -> None:
         if self._decoder is None:
@@ -318,6 +344,10 @@ class _Column:
                     self._cache.put(key, decoding.result(), steps)
                 self._cache.get(key, uses[key])
 
+    def _is_near(self, number: int) -> bool:
+        """Whether opening a shard waits for nothing; what it would wait for is under way then."""
+        return self._place.near(self._version.shards[number].id, self._name)
+
     def _shard_of(self, key: int) -> int:
         return bisect_right(self._chunk_borders, key) - 1
 
@@ -335,7 +365,10 @@ class _Column:
 
     def _open(self, number: int) -> Chunks:
         num_chunks = -(-self._lengths[number] // self._steps)
-        checked = self._checked.setdefault((number, self._name), np.full(num_chunks, -1, np.int64))
+        checked = np.full(num_chunks, -1, np.int64)
+        if not self._place.copies:
+            # A copy that is opened anew may be another one.
+            checked = self._checked.setdefault((number, self._name), checked)
         return open_chunks(self._place, self._version, number, self._name, checked, self._checksums, self._manifests)
 
     def close(self) -> None:

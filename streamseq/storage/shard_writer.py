@@ -130,7 +130,7 @@ class ShardWriter:
         self._state = "failed"
         if self._open is not None:
             self._close_shard()
-        if self._shards:
+        if self._shards and not self._place.copies:
             staging = self._place.staging(self.writer_id)
             self._place.publish_shards([staging / shard.id for shard in self._shards])
         self._place.end_staging(self.writer_id)
@@ -198,8 +198,12 @@ class ShardWriter:
 
     def _close_shard(self) -> None:
         assert self._open is not None
-        self._shards.append(self._open.finish())
+        shard = self._open.finish()
+        self._shards.append(shard)
         self._open = None
+        if self._place.copies:
+            # What lies on this machine only as long as it is not elsewhere would fill its disk.
+            self._place.publish_shards([self._place.staging(self.writer_id) / shard.id])
 
 
 class _OpenShard:

@@ -106,6 +106,20 @@ class Table:
     def __init__(self, place: Place, file: TableFile, schema: pa.Schema) -> None:
         self._where = f"table {file.name} of {place.uri}"
         self._file = file
+        if not place.copies:
+            self._open(place, schema)
+            return
+        # A copy is checked whole, for it may be the copy that is broken.
+        try:
+            self._open(place, schema)
+            self._check(0, file.num_bytes)
+        except CorruptionError:
+            place.forget(f"tables/{file.name}")
+            self._open(place, schema)
+            self._check(0, file.num_bytes)
+
+    def _open(self, place: Place, schema: pa.Schema) -> None:
+        file = self._file
         try:
             with place.file(f"tables/{file.name}") as path:
                 self._descriptor = open_inside(path.parent, path.name)

@@ -66,7 +66,7 @@ def verify(
         raise ValueError(f"verify takes at least 1 worker, got {workers}")
     if all_versions and version is not None:
         raise ValueError(f"one version is checked or all of them, got version {version} and all_versions=True")
-    place = place_of(uri)
+    place = place_of(uri).direct()
     if all_versions:
         _ = DiskStore(place)  # says that there is no store
         numbers = place.version_numbers()

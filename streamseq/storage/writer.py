@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -116,6 +117,8 @@ class Writer:
             if not committed:
                 if receipt is None:
                     shards.abandon()
+                elif self._place.undecided(sys.exception()):
+                    committed = True  # perhaps
                 else:
                     abandon_receipts(self._place, [receipt])
             self._end(committed)
