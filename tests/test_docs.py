@@ -38,9 +38,9 @@ def test_the_readme_opens_stores_without_streamseq(tmp_path, backend):
     readme = (DOCS.parent / "README.md").read_text().split("## Without streamseq")[1].split("\n## ")[0]
     zarr_lines, arrow_lines = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     lines = zarr_lines if backend == "zarr" else zarr_lines.split("\n\n")[0] + "\n" + arrow_lines
-    save = "np.savez('out.npz', x=x, **{id: np.concatenate(rows) for id, rows in globals().get('sequences', {}).items()})"
+    found = "{id: np.concatenate(rows) for id, rows in globals().get('sequences', {}).items()}"
     alone = "import sys; assert not {name for name in sys.modules if name.startswith('streamseq')}"
-    code = "\n".join([lines, save, alone])
+    code = "\n".join([lines, f"np.savez('out.npz', x=x, **{found})", alone])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     read = np.load(tmp_path / "out.npz")
