@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from streamseq.storage.adopted_npy import adopt_npy
     from streamseq.storage.adopted_parquet import adopt_parquet
     from streamseq.storage.adopted_zarr import adopt_zarr
+    from streamseq.storage.compact import compact
     from streamseq.storage.leftovers import clean
     from streamseq.storage.memory import from_arrays
+    from streamseq.storage.repair import repair
     from streamseq.storage.store import append, create, open
     from streamseq.tbptt.burn_in import burn_in
     from streamseq.tbptt.engine import TBPTT
@@ -52,11 +54,13 @@ _LAZY = {
     "append": "streamseq.storage.store",
     "burn_in": "streamseq.tbptt.burn_in",
     "clean": "streamseq.storage.leftovers",
+    "compact": "streamseq.storage.compact",
     "create": "streamseq.storage.store",
     "from_arrays": "streamseq.storage.memory",
     "ingest": "streamseq.etl.job",
     "open": "streamseq.storage.store",
     "predict": "streamseq.training.predict",
+    "repair": "streamseq.storage.repair",
 }
 
 __all__ = [
@@ -82,11 +86,13 @@ __all__ = [
     "append",
     "burn_in",
     "clean",
+    "compact",
     "create",
     "from_arrays",
     "ingest",
     "open",
     "predict",
+    "repair",
     "splits",
     "truncation",
 ]
