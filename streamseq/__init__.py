@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from streamseq.storage.adopted_parquet import adopt_parquet
     from streamseq.storage.adopted_zarr import adopt_zarr
     from streamseq.storage.compact import compact
+    from streamseq.storage.history import log
     from streamseq.storage.leftovers import clean
     from streamseq.storage.memory import from_arrays
     from streamseq.storage.repair import repair
     from streamseq.storage.store import append, create, open
+    from streamseq.storage.summary import info
     from streamseq.tbptt.burn_in import burn_in
     from streamseq.tbptt.engine import TBPTT
     from streamseq.training.predict import predict
@@ -57,7 +59,9 @@ _LAZY = {
     "compact": "streamseq.storage.compact",
     "create": "streamseq.storage.store",
     "from_arrays": "streamseq.storage.memory",
+    "info": "streamseq.storage.summary",
     "ingest": "streamseq.etl.job",
+    "log": "streamseq.storage.history",
     "open": "streamseq.storage.store",
     "predict": "streamseq.training.predict",
     "repair": "streamseq.storage.repair",
@@ -89,7 +93,9 @@ __all__ = [
     "compact",
     "create",
     "from_arrays",
+    "info",
     "ingest",
+    "log",
     "open",
     "predict",
     "repair",
