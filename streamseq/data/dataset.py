@@ -333,9 +333,9 @@ class StreamDataset(IterableDataset[Window]):
         """Move to the newest version of the store, between epochs.
 
         What `sequences` named is chosen from it anew: all sequences, or those with these ids, each as long as it is
-        now, and spans as they are. The epoch stays, and its windows count from 0. With another version the plan has
-        another fingerprint, and positions that were saved before are refused: to go on from one, open the version that
-        it names. State that is carried goes on with the next window, which resets every lane.
+        now, and spans as they are. The epoch stays, and its windows count from 0. With new contents the plan has
+        another fingerprint. Positions that were saved before are refused: to go on from one, open the version that it
+        names. State that is carried goes on with the next window, which resets every lane.
 
         DataLoader workers that persist see it at their next iteration, one that runs ends on the version it began
         with. Where there are several ranks all must move to the same version: let one find it, and pass it to the

@@ -32,8 +32,8 @@ def to_dask(
         field: The name of the field.
         ids: An id or index, several in any order, or None for all.
         chunk_bytes: The most that a Dask chunk takes, or text such as "32 MiB"; None: Dask's own `array.chunk-size`.
-            Dask chunks end where stored chunks or sequences do, so that nothing is decoded twice; one that is stored
-            is never cut, however large.
+            Dask chunks end where stored chunks or sequences do, so that in the store's order nothing is decoded twice;
+            a stored chunk that must be decoded as a whole is never cut, however large.
 
     Returns:
         A Dask array `[R, *D]`, in chunks along the first axis.

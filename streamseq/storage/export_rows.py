@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -227,11 +226,6 @@ class FieldColumn(Column):
         super().__init__((len(rows), *kind.shape), kind.dtype)
         self.rows = rows
         self.field = field
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all values."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     def _read(self, start: int, stop: int) -> Values:
         with self.rows.reader(self.field) as reader:

@@ -9,6 +9,7 @@ from distributed import Client
 
 import streamseq as ss
 from streamseq.storage.export_rows import Rows
+from streamseq.storage.reader import DiskReader
 
 VALUES = np.arange(600, dtype=np.float32).reshape(300, 2)
 SEQUENCES = {"a": VALUES[:70], "empty": VALUES[:0], "b": VALUES[70:275], "c": VALUES[275:]}
@@ -75,6 +76,25 @@ def test_only_what_is_shown_is_read(store, monkeypatch):
     assert not read
     array[30:40, :1].compute(scheduler="synchronous")
     assert sum(int((stop - start).sum()) for _, start, stop in read) == 10
+
+
+def test_no_chunk_is_decoded_twice(tmp_path, monkeypatch):
+    with ss.create(
+        tmp_path / "s.zarr", {"x": ss.Field("int64", codec="zstd")}, chunk_bytes=80, shard_bytes=800
+    ) as writer:
+        for id, length in [("a", 33), ("b", 210), ("c", 4)]:
+            writer.write(id, x=np.arange(length))
+    counts = []
+    close = DiskReader.close
+    monkeypatch.setattr(DiskReader, "close", lambda self: (counts.append(self.counts.decoded), close(self)))
+    array = ss.etl.to_dask(ss.open(tmp_path / "s.zarr"), "x", chunk_bytes=300)
+    assert array.npartitions == 8
+    counts.clear()
+    array.compute(scheduler="synchronous")
+    assert sum(counts) == 25  # of 10 timesteps, the last one of 7
+    counts.clear()
+    assert sum(batch.num_rows for batch in ss.open(tmp_path / "s.zarr").to_arrow_batches(batch_bytes=300)) == 247
+    assert sum(counts) == 25
 
 
 def test_the_name_says_what_the_array_holds(store):
