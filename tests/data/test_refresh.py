@@ -291,3 +291,32 @@ def test_a_store_finds_its_other_versions(address):
     memory = ss.from_arrays({"a": {"x": [1]}})
     with pytest.raises(StoreError, match="version 1 alone, got 2"):
         memory.at_version(2)
+
+
+def test_a_compacted_version_shows_the_same_windows(address):
+    grow(address, {"a": 5, "b": 3})
+    stream = stream_of(address)
+    wanted = [(window["x"].tolist(), window.mask.tolist()) for window in stream]
+    fingerprint = stream.plan.fingerprint
+    assert ss.compact(address).version == 3
+    assert stream.refresh()
+    assert stream.plan.fingerprint == fingerprint
+    assert [(window["x"].tolist(), window.mask.tolist()) for window in stream] == wanted
+
+
+def test_a_repaired_version_shows_what_is_left(tmp_path):
+    address = tmp_path / "store.arrow"
+    with ss.create(address, FIELDS, chunk_bytes=64, shard_bytes=64) as writer:
+        for id in "abc":
+            writer.write(id, x=np.arange(8))
+    every, named = stream_of(address), stream_of(address, sequences=["a", "b"])
+    path = sorted(address.glob("shards/*/x.arrow"))[1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert [each.id for each in ss.repair(address).left_out] == ["b"]
+    assert every.refresh()
+    assert every.num_timesteps == len(list(every)) * 8 == 16
+    with pytest.raises(KeyError, match="no sequence 'b'"):
+        named.refresh()
+    assert named.store.version == 1
