@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,7 +74,11 @@ class CompactReport:
 
 
 def compact(
-    uri: str | os.PathLike[str] | Place, *, job: str | None = None, progress: Callable[[int, int], None] | None = None
+    uri: str | os.PathLike[str] | Place,
+    *,
+    job: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> CompactReport:
     """Write the newest version again, into full shards and with every sequence in one piece, as a new version.
 
@@ -86,6 +91,8 @@ def compact(
         uri: Where the store lies.
         job: What the log of the store says did it; None: the name of the program.
         progress: Called with the timesteps that are written and all that are to be.
+        storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
+            configuration say.
 
     Raises:
         StoreError: There is no store.
@@ -107,7 +114,7 @@ def compact(
         array([1, 2, 3, 4, 5], dtype=uint8)
     """
     began = time.monotonic()
-    place = place_of(uri)
+    place = place_of(uri, storage_options)
     what = program() if job is None else job
     base = DiskStore(place)
     before = base.snapshot
@@ -124,7 +131,7 @@ def compact(
             try:
                 version = _commit(base, shards, moved_pieces(pieces), what)
             finally:
-                if version is None:
+                if version is None and not place.undecided(sys.exception()):
                     abandon_receipts(place, receipts)
         else:
             shards, version = list(before.shards), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ class Entry:
         )
 
 
-def log(uri: str | os.PathLike[str] | Place) -> list[Entry]:
+def log(uri: str | os.PathLike[str] | Place, *, storage_options: Mapping[str, Any] | None = None) -> list[Entry]:
     """How the versions of a store came to be, the first one first.
 
     A version whose file is broken is an entry that says so; what the next one added is then counted from the last one
@@ -72,6 +73,8 @@ def log(uri: str | os.PathLike[str] | Place) -> list[Entry]:
 
     Args:
         uri: Where the store lies.
+        storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
+            configuration say.
 
     Raises:
         StoreError: There is no store.
@@ -85,7 +88,7 @@ def log(uri: str | os.PathLike[str] | Place) -> list[Entry]:
         >>> entry.version, entry.operation, entry.job, entry.sequences_added, entry.timesteps_added
         (1, 'write', 'the first plants', 1, 2)
     """
-    place = place_of(uri)
+    place = place_of(uri, storage_options)
     _ = DiskStore(place)  # says that there is no store
     entries = []
     before: dict[str, int] = {}

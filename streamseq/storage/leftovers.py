@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -28,7 +28,7 @@ OLDER_THAN = timedelta(days=1)
 
 # A folder in the staging area that is not a leftover: an unfinished prediction goes on with what lies there.
 _RESUMABLE = "predict"
-_STAGED = re.compile(r"[0-9a-f]{16}|job-[0-9a-f]{16}(-stopped)?")
+_STAGED = re.compile(r"(probe-)?[0-9a-f]{16}|job-[0-9a-f]{16}(-stopped)?")
 _SHARD = re.compile(r"([0-9a-f]{16})-[0-9]{6,12}")
 _TABLE = re.compile(r"([0-9a-f]{16})\.[a-z]+\.arrow")
 _SHOWN = 10
@@ -96,7 +96,11 @@ class CleanReport:
 
 
 def clean(
-    uri: str | os.PathLike[str] | Place, *, dry_run: bool = False, older_than: timedelta | float = OLDER_THAN
+    uri: str | os.PathLike[str] | Place,
+    *,
+    dry_run: bool = False,
+    older_than: timedelta | float = OLDER_THAN,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> CleanReport:
     """Remove what writers that died left in a store: unnamed shards and tables, and folders of the staging area.
 
@@ -108,6 +112,8 @@ def clean(
         dry_run: Only say what would be removed.
         older_than: A `timedelta` or seconds: how long a writer on another machine counts as live without a sign of
             life. A writer of this machine is known to live or not.
+        storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
+            configuration say.
 
     Raises:
         StoreError: There is no store, nor what a writer of one left.
@@ -122,7 +128,7 @@ def clean(
         ...     ss.clean(folder + "/plants.zarr").removed
         ()
     """
-    place = place_of(uri)
+    place = place_of(uri, storage_options)
     seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else float(older_than)
     if not seconds >= 0:
         raise ValueError(f"an age is 0 seconds or more, got older_than {older_than}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -119,6 +120,7 @@ def repair(
     job: str | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> RepairReport:
     """Make a new version without the sequences that `verify` finds hit, and say which they are.
 
@@ -131,6 +133,8 @@ def repair(
         job: What the log of the store says did it; None: the name of the program.
         workers: Threads that verify; None: one a core.
         progress: Called while it is verified with the stored bytes that are done and all there are.
+        storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
+            configuration say.
 
     Raises:
         StoreError: There is no store.
@@ -146,7 +150,7 @@ def repair(
         None
     """
     began = time.monotonic()
-    place = place_of(uri)
+    place = place_of(uri, storage_options)
     what = program() if job is None else job
     for _ in range(_TRIES):
         base = DiskStore(place)
@@ -235,7 +239,7 @@ def _repaired(base: DiskStore, found: VerifyReport, dry_run: bool, job: str) -> 
                 job=job,
             )
         finally:
-            if not committed:
+            if not (committed or base.place.undecided(sys.exception())):
                 abandon_receipts(base.place, receipts)
     return replace(report, version=base.version + 1) if committed else None
 

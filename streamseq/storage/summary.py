@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,12 +135,19 @@ class Info:
         return "\n".join(lines)
 
 
-def info(uri: str | os.PathLike[str] | Place, version: int | None = None) -> Info:
+def info(
+    uri: str | os.PathLike[str] | Place,
+    version: int | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Info:
     """Say what a version of a store holds and how it is stored. Of the shards nothing is read.
 
     Args:
         uri: Where the store lies.
         version: The version; None: the newest one.
+        storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
+            configuration say.
 
     Raises:
         StoreError: There is no store, or no such version.
@@ -155,7 +163,7 @@ def info(uri: str | os.PathLike[str] | Place, version: int | None = None) -> Inf
         >>> found.sequences, found.lengths["max"], found.fields[0].codec, found.decoded_bytes
         (2, 2.0, 'zstd', 3)
     """
-    store = DiskStore(place_of(uri), version)
+    store = DiskStore(place_of(uri, storage_options), version)
     snapshot, layout = store.snapshot, store.layout
     lengths: dict[str, float] = {}
     scattered = 0

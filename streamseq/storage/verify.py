@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ def verify(
     all_versions: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> VerifyReport:
     """Read all of a store and say what is not as it was written; it does not stop at the first problem.
 
@@ -47,6 +49,8 @@ def verify(
         all_versions: Check all versions there are; what several of them name is read once.
         workers: Threads that read; None: one a core.
         progress: Called with the stored bytes that are done and all there are, at the start and as it goes on.
+        storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
+            configuration say.
 
     Raises:
         StoreError: There is no store, or no such version.
@@ -66,7 +70,7 @@ def verify(
         raise ValueError(f"verify takes at least 1 worker, got {workers}")
     if all_versions and version is not None:
         raise ValueError(f"one version is checked or all of them, got version {version} and all_versions=True")
-    place = place_of(uri).direct()
+    place = place_of(uri, storage_options).direct()
     if all_versions:
         _ = DiskStore(place)  # says that there is no store
         numbers = place.version_numbers()
