@@ -71,8 +71,9 @@ class Catalogue:
         """
         builder = RowIndexBuilder(self._version.num_sequences, self._version.num_timesteps)
         try:
-            for number in range(self._num_tables):
-                table = self._table("pieces", number)
+            for entry in self._version.tables:
+                # Not kept open: what is found is all that is in it.
+                table = Table(self._place, entry.pieces, PIECES)
                 for start in range(0, len(table), _ROWS):
                     stop = min(len(table), start + _ROWS)
                     builder.add(*(table.numbers(column, start, stop) for column in range(3)))
