@@ -259,7 +259,9 @@ class FieldStatistics:
             # What is larger than any float32 is in the cell of infinity, whose other end is no number.
             other = np.where(np.isnan(other), one, other)
             largest = float(np.finfo(np.float32).max)
-            low, high = (np.clip(pick(one, other), -largest, largest).astype(np.float64) for pick in (np.minimum, np.maximum))
+            low, high = (
+                np.clip(pick(one, other), -largest, largest).astype(np.float64) for pick in (np.minimum, np.maximum)
+            )
         order = np.argsort(low, kind="stable")
         return Histogram(low=low[order], high=high[order], count=self._cells[channel][held][order])
 
