@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test soak check bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,8 +21,11 @@ demo: $(READY)  ## ingest, train, stop, resume, result: the whole road in about 
 	$(BIN)/streamseq demo
 
 test: $(READY)  ## the whole test suite, in a process for each core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not alone"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not alone and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "alone and not soak"
+
+soak: $(READY)  ## the long kill and fault tests: a thousand writers killed, in some minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
 
 check: $(READY)  ## lint, types and import contracts
 	$(BIN)/ruff check .
