@@ -91,9 +91,11 @@ def verify(
         contents[number], wrong = check_tables(store)
         checked.append(snapshot)
         problems += wrong
-    tasks = _tasks(checked)
-    results = _run(place, tasks, workers or os.cpu_count() or 1, progress)
-    problems += _problems(place, tasks, results, contents)
+    counter = _Counter(progress)
+    for task in _tasks(checked):
+        counter.expect(task)
+    wrong_tasks = _run(place, _tasks(checked), workers or os.cpu_count() or 1, counter)
+    problems += _problems(place, checked, wrong_tasks, contents)
     newest = checked[-1] if checked else None
     return VerifyReport(
         store=place.uri,
@@ -102,21 +104,20 @@ def verify(
         leftovers=tuple(unnamed(place)),
         sequences=newest.num_sequences if newest else 0,
         timesteps=newest.num_timesteps if newest else 0,
-        shards=len({task.shard for task in tasks}),
-        chunks=sum(result.chunks for result in results),
-        bytes=sum(task.num_bytes for task in tasks),
+        shards=counter.shards,
+        chunks=counter.chunks,
+        bytes=counter.total,
         seconds=time.monotonic() - began,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """One field of one shard, as some versions name it; or with no field the folder of a shard."""
+    """One field of one shard, as a version names it; or with no field the folder of a shard."""
 
     version: Version
     number: int
     field: str | None
-    versions: tuple[int, ...]
 
     @property
     def shard(self) -> str:
@@ -126,108 +127,112 @@ class _Task:
     def num_bytes(self) -> int:
         return 0 if self.field is None else self.version.shards[self.number].fields[self.field].num_bytes
 
+    @property
+    def said(self) -> object:
+        """All that the version says of it."""
+        layout, shard = self.version.layout, self.version.shards[self.number]
+        if self.field is None:
+            return shard.id, layout.backend, tuple(layout.fields)
+        field, stored = layout.fields[self.field], shard.fields[self.field]
+        how = (field.dtype, field.shape, layout.codecs[self.field], layout.chunk_timesteps[self.field])
+        said = (shard.num_timesteps, stored.num_bytes, stored.crc32c, shard.manifest_crc32c)
+        return shard.id, self.field, how, said
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Result:
-    """Chunks that were decoded, and what is wrong: the number of the chunk, None for all of them, and in words."""
 
-    chunks: int = 0
-    wrong: tuple[tuple[int | None, str], ...] = ()
+# What is wrong with a task: the number of the chunk, None for all of them, and in words.
+_Wrong = tuple[int | None, str]
 
 
 class _StoppedError(Exception):
     """Nobody waits for the result any more."""
 
 
-def _tasks(versions: Sequence[Version]) -> list[_Task]:
-    """What is to be read, what several versions say alike only once, as the newest of them has it."""
-    named: dict[object, list[tuple[Version, int, str | None]]] = {}
-    for version in versions:
-        layout = version.layout
-        for number, shard in enumerate(version.shards):
-            key: object = (shard.id, layout.backend, tuple(layout.fields))
-            named.setdefault(key, []).append((version, number, None))
-            for name, stored in shard.fields.items():
-                field = layout.fields[name]
-                how = (field.dtype, field.shape, layout.codecs[name], layout.chunk_timesteps[name])
-                said = (shard.num_timesteps, stored.num_bytes, stored.crc32c, shard.manifest_crc32c)
-                named.setdefault((shard.id, name, how, said), []).append((version, number, name))
-    tasks = []
-    for users in named.values():
-        newest, number, field_name = users[-1]
-        versions_of = tuple(version.number for version, _, _ in users)
-        tasks.append(_Task(version=newest, number=number, field=field_name, versions=versions_of))
-    return tasks
+def _tasks(versions: Sequence[Version]) -> Iterator[_Task]:
+    """What is to be read; what several versions say alike only once, as the newest of them has it."""
+    known: set[object] = set()
+    for version in reversed(versions):
+        for number in range(len(version.shards)):
+            for field in (None, *version.layout.fields):
+                task = _Task(version=version, number=number, field=field)
+                if len(versions) > 1:
+                    if task.said in known:
+                        continue
+                    known.add(task.said)
+                yield task
 
 
-def _run(
-    place: Place, tasks: Sequence[_Task], workers: int, progress: Callable[[int, int], None] | None
-) -> list[_Result]:
-    """Do all tasks, and return their results in their order."""
+def _run(place: Place, tasks: Iterator[_Task], workers: int, counter: _Counter) -> list[tuple[_Task, list[_Wrong]]]:
+    """Do all tasks, and return those with something wrong, in their order."""
     stop = threading.Event()
-    counter = _Counter(sum(task.num_bytes for task in tasks), progress)
-    results: dict[int, _Result] = {}
+    found: dict[int, tuple[_Task, list[_Wrong]]] = {}
+    counter.show()
     with ThreadPoolExecutor(workers, thread_name_prefix="streamseq-verify") as pool:
-        running: dict[Future[_Result], int] = {}
-        following = iter(enumerate(tasks))
+        running: dict[Future[list[_Wrong]], tuple[int, _Task]] = {}
+        following = enumerate(tasks)
         try:
-            while len(results) < len(tasks):
+            while True:
                 for number, task in islice(following, max(0, workers + _WAITING - len(running))):
-                    running[pool.submit(_check, place, task, stop, counter.add)] = number
+                    running[pool.submit(_check, place, task, stop, counter)] = number, task
+                if not running:
+                    break
                 ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    results[running.pop(future)] = future.result()
+                    number, task = running.pop(future)
+                    if wrong := future.result():
+                        found[number] = task, wrong
                 counter.show()
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return [results[number] for number in range(len(tasks))]
+    return [found[number] for number in sorted(found)]
 
 
 class _Counter:
-    """Bytes that are done, added up by threads and shown by one."""
+    """What is to be read and what was, added up by threads and shown by one."""
 
-    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
         self._lock = threading.Lock()
+        self._progress = progress
         self._done = 0
         self._shown = -1
-        self._total = total
-        self._progress = progress
-        self.show()
+        self.total = 0
+        self.shards = 0
+        self.chunks = 0
 
-    def add(self, num_bytes: int) -> None:
+    def expect(self, task: _Task) -> None:
+        self.total += task.num_bytes
+        self.shards += task.field is None
+
+    def add(self, num_bytes: int, chunks: int) -> None:
         with self._lock:
             self._done += num_bytes
+            self.chunks += chunks
 
     def show(self) -> None:
         done = self._done
         if self._progress is not None and done != self._shown:
-            self._progress(done, self._total)
+            self._progress(done, self.total)
             self._shown = done
 
 
-def _check(place: Place, task: _Task, stop: threading.Event, add: Callable[[int], None]) -> _Result:
+def _check(place: Place, task: _Task, stop: threading.Event, counter: _Counter) -> list[_Wrong]:
     if task.field is None:
         return _check_folder(place, task)
     done = 0
+    wrong: list[_Wrong] = []
     try:
-        wrong: list[tuple[int | None, str]] = []
-        chunks = 0
         for portion, failed in _check_field(place, task, task.field, wrong):
             if stop.is_set():
                 raise _StoppedError
-            chunks += not failed
-            add(portion - done)
+            counter.add(portion - done, not failed)
             done = portion
-        return _Result(chunks=chunks, wrong=tuple(wrong))
     finally:
-        add(task.num_bytes - done)
+        counter.add(task.num_bytes - done, 0)
+    return wrong
 
 
-def _check_field(
-    place: Place, task: _Task, name: str, wrong: list[tuple[int | None, str]]
-) -> Iterator[tuple[int, bool]]:
+def _check_field(place: Place, task: _Task, name: str, wrong: list[_Wrong]) -> Iterator[tuple[int, bool]]:
     """Decode the chunks of a field; yield after each the bytes done so far and whether it failed."""
     version, shard = task.version, task.version.shards[task.number]
     field, steps = version.layout.fields[name], version.layout.chunk_timesteps[name]
@@ -260,7 +265,7 @@ def _check_field(
         wrong.append((None, f"has values of crc32c {to_hex(crc)} and was written with {said}: restore the shard"))
 
 
-def _check_folder(place: Place, task: _Task) -> _Result:
+def _check_folder(place: Place, task: _Task) -> list[_Wrong]:
     """Look for files in the folder of a shard that nobody wrote."""
     layout = task.version.layout
     root = f"shards/{task.shard}"
@@ -279,24 +284,35 @@ def _check_folder(place: Place, task: _Task) -> _Result:
     strangers = [
         f"{folder}/{name}" for folder, names in expected.items() for name in sorted({*place.names(folder)} - names)
     ]
-    return _Result(wrong=tuple((None, f"has a file that is none of its own, {name}: remove it") for name in strangers))
+    return [(None, f"has a file that is none of its own, {name}: remove it") for name in strangers]
 
 
 def _problems(
-    place: Place, tasks: Sequence[_Task], results: Sequence[_Result], contents: Mapping[int, Contents]
+    place: Place,
+    versions: Sequence[Version],
+    wrong: Sequence[tuple[_Task, list[_Wrong]]],
+    contents: Mapping[int, Contents],
 ) -> list[Problem]:
     """What is wrong with shards, with the sequences that it hits."""
+    numbers = [{shard.id: number for number, shard in enumerate(version.shards)} for version in versions if wrong]
     found: list[tuple[Problem, int, tuple[int, int]]] = []
-    for task, result in zip(tasks, results, strict=True):
+    for task, reasons in wrong:
         version, shard = task.version, task.version.shards[task.number]
-        first = sum(before.num_timesteps for before in version.shards[: task.number]) if result.wrong else 0
-        for chunk, what in result.wrong:
+        alike = [
+            other.number
+            for other, places in zip(versions, numbers, strict=True)
+            if shard.id in places
+            and task.field in (None, *other.layout.fields)
+            and _Task(version=other, number=places[shard.id], field=task.field).said == task.said
+        ]
+        first = sum(before.num_timesteps for before in version.shards[: task.number])
+        for chunk, what in reasons:
             steps = shard.num_timesteps if chunk is None else version.layout.chunk_timesteps[task.field or ""]
             low = (chunk or 0) * steps
             rows = (first + low, first + min(low + steps, shard.num_timesteps))
             problem = Problem(
                 store=place.uri,
-                versions=task.versions,
+                versions=tuple(alike),
                 part="shard",
                 what=what,
                 shard=shard.id,

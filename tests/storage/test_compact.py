@@ -1,5 +1,7 @@
 """Compaction makes full shards and whole sequences of many small appends, and changes nothing that can be read."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -313,6 +315,27 @@ def test_a_chunk_is_decoded_once_for_each_batch(filled, monkeypatch):
     ss.compact(filled.address)
     chunks = sum(-(-20 // steps) for steps in ss.open(filled.address).chunk_timesteps.values())
     assert sum(counts) == 5 * chunks
+
+
+def test_memory_does_not_grow_with_the_store(address, monkeypatch):
+    """Numpy tells tracemalloc of its arrays."""
+    monkeypatch.setattr(rewrite, "BATCH_BYTES", 1 << 19)
+    fields = {"x": ss.Field("float64", codec="lz4"), "y": ss.Field("int64", codec="zstd")}
+    for number in range(12):
+        numbers = np.arange(number << 16, (number + 1) << 16)
+        cut = {"chunk_bytes": 1 << 14, "shard_bytes": 3 << 20}
+        with ss.append(address) if number else ss.create(address, fields, **cut) as writer:
+            writer.append("a", x=numbers.astype(np.float64)[:30_000], y=numbers[:30_000])
+            writer.append(f"s{number}", x=numbers.astype(np.float64)[30_000:], y=numbers[30_000:])
+    tracemalloc.start()
+    try:
+        report = ss.compact(address)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report.timesteps * 16 == 12 << 20
+    assert peak < 3 << 20
+    assert ss.open(address).verify().ok
 
 
 def test_there_must_be_a_store(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -245,6 +246,25 @@ def test_an_interrupt_ends_the_threads(store):
     with pytest.raises(KeyboardInterrupt):
         ss.open(store).verify(workers=2, progress=stop)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("streamseq-verify")]
+
+
+def test_memory_does_not_grow_with_the_store(address):
+    """Numpy tells tracemalloc of its arrays."""
+    fields = {"x": ss.Field("float64", codec="lz4"), "y": ss.Field("int64", codec="zstd")}
+    with ss.create(address, fields, chunk_bytes=1 << 14, shard_bytes=1 << 21) as writer:
+        for number in range(8):
+            numbers = np.arange(number << 17, (number + 1) << 17)
+            writer.write(f"s{number}", x=numbers.astype(np.float64), y=numbers)
+    store = ss.open(address)
+    store.verify(workers=2)
+    tracemalloc.start()
+    try:
+        assert store.verify(workers=2).ok
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert store.num_timesteps * 16 == 16 << 20
+    assert peak < 2 << 20
 
 
 def test_wrong_use(store):
