@@ -14,6 +14,7 @@ from streamseq.storage.findings import Span
 from streamseq.storage.new_version import Added, commit_version
 from streamseq.storage.place import place_of
 from streamseq.storage.verify import verify
+from streamseq.storage.version import _document_crc, to_hex
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
 
@@ -105,6 +106,26 @@ def test_timesteps_of_later_pieces_count_from_the_start_of_the_sequence(store):
     (problem,) = ss.open(store).verify().problems
     assert ss.open(store).chunk_timesteps["x"] == 25
     assert spans(problem) == [("a", 130, 155)]
+
+
+def test_the_last_chunk_of_a_shard_hits_nothing_of_the_next_one(store):
+    assert ss.open(store).chunk_timesteps["b"] == 100
+    flip(store, 1, "b", 0)
+    (problem,) = ss.open(store).verify().problems
+    assert spans(problem) == [("a", 100, 130), ("b", 0, 20)]
+
+
+def test_values_that_are_not_those_of_the_version_are_found(store):
+    """All chunks and their checksums are intact, and not what the version says the field is."""
+    path = store / "versions/00000002.json"
+    document = json.loads(path.read_bytes())
+    document["shards"][0]["fields"]["y"]["crc32c"] = "01234567"
+    document.pop("crc32c")
+    document["crc32c"] = to_hex(_document_crc(document))
+    path.write_text(json.dumps(document))
+    (problem,) = ss.open(store).verify().problems
+    assert (problem.field, problem.chunk, spans(problem)) == ("y", None, [("a", 0, 100)])
+    assert "and was written with 01234567" in problem.what
 
 
 def test_it_goes_on_after_a_problem_and_finds_all_of_them(store):
