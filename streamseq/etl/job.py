@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from streamseq.etl.attempts import Attempts
 from streamseq.etl.report import Report
 from streamseq.etl.source import Partition, Source, SourceError
 from streamseq.etl.task import TaskResult, duplicate_id, run_task
 from streamseq.etl.workers import Workers
-from streamseq.storage import commit
-from streamseq.storage.claim import Claim, noted
+from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout, plan_layout
-from streamseq.storage.location import StoreFolder, local_path
 from streamseq.storage.new_version import program
-from streamseq.storage.place import LocalPlace
+from streamseq.storage.place import Place, place_of
 from streamseq.storage.receipts import commit_receipts
 from streamseq.storage.shard_writer import Receipt
 from streamseq.storage.store import create
@@ -42,6 +40,7 @@ def ingest(
     chunk_bytes: int | None = None,
     shard_bytes: int | None = None,
     job: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write a source into a new store, in parallel; the store is the same for any number of workers.
@@ -50,7 +49,8 @@ def ingest(
 
     Args:
         source: Where the data comes from; see `streamseq.etl.source`.
-        uri: Where to put the store: a local path that all workers have, or a `file://` URL.
+        uri: Where to put the store: a local path that all workers have, or a URL that fsspec knows such as
+            `s3://bucket/plants.zarr`.
         client: A Dask client, whose workers do the work.
         workers: Without a client, the number of threads of this process; None: one a core.
         scheduler: The address of a Dask scheduler to use instead.
@@ -58,6 +58,8 @@ def ingest(
         chunk_bytes: Decoded bytes a chunk of one field; None: 1 MiB.
         shard_bytes: Decoded bytes a shard; None: 64 MiB.
         job: What writes it, for the log; None: the name of the program.
+        storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
+            configuration say; sent to the workers.
         progress: Called with the bytes of input done and of all, at the start and after every partition.
 
     Raises:
@@ -78,16 +80,15 @@ def ingest(
     """
     began = time.monotonic()
     chosen = Workers(client=client, threads=workers, scheduler=scheduler)
-    create(
-        uri, source.fields, backend, chunk_bytes, shard_bytes
-    )  # refuses what cannot become a store, and writes nothing
-    root = local_path(uri)
-    layout = plan_layout(source.fields, backend or root.suffix.removeprefix("."), chunk_bytes, shard_bytes)
+    place = place_of(uri, storage_options)
+    create(place, source.fields, backend, chunk_bytes, shard_bytes)  # refuses what cannot become a store
+    suffix = PurePosixPath(place.uri).suffix
+    layout = plan_layout(source.fields, backend or suffix.removeprefix("."), chunk_bytes, shard_bytes)
     shard_size = layout.shard_timesteps * sum(field.step_bytes for field in layout.fields.values())
     partitions = list(source.partitions(shard_size))
     if not partitions:
         raise SourceError("a source has at least one partition, got none: there is nothing to write")
-    with _StagedJob(root, program() if job is None else job) as staged:
+    with _StagedJob(place, program() if job is None else job) as staged:
         results = _run(source, partitions, layout, staged, chosen, progress)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
@@ -97,9 +98,10 @@ def ingest(
             raise SourceError(
                 f"a store holds at least one timestep, the source has none{why}: there is nothing to write"
             )
-        version = commit_receipts(root, layout, receipts, job=job)
+        staged.commits = True
+        version = commit_receipts(place, layout, receipts, job=job)
     return Report(
-        store=str(root),
+        store=place.uri,
         version=version,
         sequences=len({id for receipt in receipts for id in receipt.ids}),
         timesteps=sum(receipt.num_timesteps for receipt in receipts),
@@ -115,59 +117,49 @@ def ingest(
 class _StagedJob:
     """The folder of a job in the staging area; leaving the block removes all that was not committed."""
 
-    def __init__(self, root: Path, what: str) -> None:
-        self.root = root
-        self._folder = StoreFolder(root)
-        self._place = LocalPlace(root)
-        self.path = self._folder.staging / f"job-{uuid.uuid4().hex[:16]}"
-        self._stopped = self.path.with_name(f"{self.path.name}-stopped")
-        self.claim = Claim(self._place, what, self.path.name)
-        self._made: list[Path] = []
+    def __init__(self, place: Place, what: str) -> None:
+        self.place = place
+        self.attempts = Attempts(place=place, folder=f"job-{uuid.uuid4().hex[:16]}")
+        self.claim = Claim(place, what, self.attempts.folder)
+        self._begun: object = None
+        #: Whether a version may have been made.
+        self.commits = False
 
     def __enter__(self) -> _StagedJob:
-        self._made = commit.make_folder(self.path)
+        self._begun = self.place.begin()
         try:
             self.claim.hold()
+            self.attempts.open()
         except BaseException:
             self._end()
             raise
         return self
 
-    def stop(self) -> None:
-        """Make running tasks stop at their next piece, and those that wait at once."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path.rename(self._stopped)
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
-        folder = self._folder
-        # Of all versions: the newest may have been compacted already.
-        committed = {
-            shard.id.split("-")[0]
-            for number in self._place.version_numbers()
-            for shard in DiskStore(self._place, number).snapshot.shards
-        }
-        # Those of workers that died are among them, which nobody else would remove.
-        for writer in noted(os.listdir(self._stopped)):
-            if writer not in committed:
-                commit.remove_tree(folder.staging / writer)
-                for shard in folder.shards.glob(f"{writer}-*"):
-                    commit.remove_tree(shard)
+        self.attempts.end()
+        if not (self.commits and self.place.undecided(error)):
+            # Of all versions: the newest may have been compacted already.
+            committed = {
+                shard.id.split("-")[0]
+                for number in self.place.version_numbers()
+                for shard in DiskStore(self.place, number).snapshot.shards
+            }
+            # Those of workers that died are among them, which nobody else would remove.
+            left = set(self.attempts.writers()) - committed
+            for writer in left:
+                self.place.remove(f"staging/{writer}")
+            for shard in self.place.names("shards"):
+                if shard.split("-")[0] in left:
+                    self.place.remove(f"shards/{shard}")
         self._end()
 
     def _end(self) -> None:
         """Give up the claim, and what was made for a store that does not come to be."""
-        folder = self._folder
-        for path in (self.path, self._stopped):
-            commit.remove_tree(path)
         self.claim.release()
-        if not self._place.version_numbers():
-            below = (folder.staging, folder.shards, folder.tables, folder.versions)
-            made = [path for path in self._made if path not in (self.path, *below)]
-            for path in (*below, *reversed(made)):
-                commit.remove_empty_folder(path, "zarr.json")
+        self.place.remove(f"staging/{self.attempts.folder}")
+        self.place.undo(self._begun)
 
 
 def _run(
@@ -194,7 +186,7 @@ def _run(
             while len(results) < len(partitions):
                 job.claim.refresh()
                 for number, partition in islice(following, max(0, pool.capacity() - len(flying))):
-                    flying[pool.submit(run_task, source, partition, job.root, layout, job.path)] = number
+                    flying[pool.submit(run_task, source, partition, job.place, layout, job.attempts)] = number
                 for future in pool.wait(list(flying)):
                     number = flying[future]
                     results[number] = pool.result(future)
@@ -203,7 +195,7 @@ def _run(
                     if progress is not None:
                         progress(done, total)
         except BaseException:
-            job.stop()
+            job.attempts.end()
             pool.let_end(list(flying))
             raise
     return [results[number] for number in range(len(partitions))]

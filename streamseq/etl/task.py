@@ -1,24 +1,14 @@
-"""What one task of a job does: read one partition, write whole shards of its own, return the receipt.
-
-A job has a folder in the staging area of the store, and every attempt at a task leaves a file in it that is named after
-its shard writer. So the job knows of all that was ever written for it, by workers that died too; and a task whose file
-is gone stops, because its job has.
-"""
+"""What one task of a job does: read one partition, write whole shards of its own, return the receipt."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from streamseq.core.errors import StreamseqError
+from streamseq.etl.attempts import Attempts
 from streamseq.etl.source import Partition, Skipped, Source, SourceError
 from streamseq.storage.layout import ShardLayout
+from streamseq.storage.place import Place
 from streamseq.storage.shard_writer import Receipt, ShardWriter
-
-
-class JobEndedError(StreamseqError):
-    """The job of this task has failed or was interrupted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,31 +20,26 @@ class TaskResult:
     bytes_in: int
 
 
-def run_task(source: Source, partition: Partition, root: Path, layout: ShardLayout, job: Path) -> TaskResult:
+def run_task(source: Source, partition: Partition, place: Place, layout: ShardLayout, job: Attempts) -> TaskResult:
     """Write one partition.
 
     Args:
         source: Where the data comes from.
         partition: The part of it to write.
-        root: The root folder of the store.
+        place: Where the store lies.
         layout: How shards are cut and encoded.
-        job: The folder of the job.
+        job: The attempts at the tasks of the job.
 
     Raises:
         SourceError: What the source yields does not fit its fields, or an id comes back.
         JobEndedError: The job has ended meanwhile.
     """
     skipped: list[Skipped] = []
-    with ShardWriter(root, layout) as writer:
-        attempt = job / writer.writer_id
-        try:
-            attempt.touch(exist_ok=False)
-        except FileNotFoundError:
-            raise JobEndedError("the job has ended") from None
+    with ShardWriter(place, layout) as writer:
+        job.begin(writer.writer_id)
         last: str | None = None
         for item in source.read(partition):
-            if not os.path.exists(attempt):
-                raise JobEndedError("the job has ended")
+            job.check()
             if isinstance(item, Skipped):
                 skipped.append(item)
                 continue

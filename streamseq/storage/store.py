@@ -18,7 +18,7 @@ from streamseq.storage.writer import Writer
 
 
 def create(
-    uri: str | os.PathLike[str],
+    uri: str | os.PathLike[str] | Place,
     fields: Mapping[str, Field],
     backend: str | None = None,
     chunk_bytes: int | None = None,
