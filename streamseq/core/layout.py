@@ -79,12 +79,13 @@ class Layout:
             goes_on=self.goes_on & first_kept,
         )
 
-    def after(self, piece: Int64, begun: Int64) -> Layout:
+    def after(self, piece: Int64, begun: Int64, goes_on: NDArray[np.bool_]) -> Layout:
         """What is left of it.
 
         Args:
             piece: int64 [B], the place in `pieces` at which each lane goes on; the end of the lane if it is done.
             begun: int64 [B], timesteps of that piece that the lane has held already.
+            goes_on: bool [B], whether the piece goes on with the state after the one before it.
         """
         last = self.first[1:]
         counts = last - piece
@@ -94,8 +95,42 @@ class Layout:
             first=np.concatenate([[0], np.cumsum(counts)]),
             skip=begun + np.where(piece == self.first[:-1], self.skip, 0),
             cut=np.where(counts > 0, self.cut, 0),
-            goes_on=(begun > 0) | (self.goes_on & (piece == self.first[:-1]) & (counts > 0)),
+            goes_on=(begun > 0) | (np.where(piece == self.first[:-1], self.goes_on, goes_on) & (counts > 0)),
         )
+
+    def expanded(self, first: Int64, lengths: Numbers) -> Layout:
+        """With every piece, here a group, replaced by finer ones that follow each other.
+
+        Args:
+            first: int64 [G + 1], the first of the finer ones of each group.
+            lengths: int [P], their timesteps.
+        """
+        low, high = first[self.pieces], first[self.pieces + 1]
+        skip, cut = self.skip.copy(), self.cut.copy()
+        group, ends = -1, np.zeros(1, np.int64)
+        for lane in np.flatnonzero(self.held & ((skip > 0) | (cut > 0))).tolist():
+            for at, sides in ((int(self.first[lane]), skip), (int(self.first[lane + 1]) - 1, cut)):
+                if not sides[lane]:
+                    continue
+                # Lanes that share a group follow each other.
+                if group != self.pieces[at]:
+                    group = int(self.pieces[at])
+                    ends = np.cumsum(lengths[first[group] : first[group + 1]], dtype=np.int64)
+                if sides is skip:
+                    place = int(np.searchsorted(ends, skip[lane], "right"))
+                    low[at] = first[group] + place
+                    skip[lane] -= ends[place - 1] if place else 0
+                else:
+                    stop = ends[-1] - cut[lane]
+                    place = int(np.searchsorted(ends, stop))
+                    high[at] = first[group] + place + 1
+                    cut[lane] = ends[place] - stop
+        counts = high - low
+        total = np.concatenate([[0], np.cumsum(counts)])
+        dtype = number_dtype(len(lengths))
+        pieces = np.repeat((low - total[:-1]).astype(dtype), counts)
+        pieces += np.arange(len(pieces), dtype=dtype)
+        return Layout(pieces=pieces, first=total[self.first], skip=skip, cut=cut, goes_on=self.goes_on)
 
 
 def _whole_pieces(pieces: Numbers, first: Int64) -> Layout:

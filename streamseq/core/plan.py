@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from streamseq.core.boundaries import Boundaries
+from streamseq.core.domain import DomainPieces
 from streamseq.core.errors import PlanError, ResumeError
 from streamseq.core.layout import (
     BLOCK,
@@ -29,12 +31,13 @@ from streamseq.core.runs import Cells, Runs
 from streamseq.core.selection import Pieces, Selection
 from streamseq.core.settings import PlanSettings, at_least
 from streamseq.core.shuffle import shuffled_order
-from streamseq.core.splits import AsIs
+from streamseq.core.splits import AsIs, Domain
 
 if TYPE_CHECKING:
     from streamseq.core.tokens import StateToken
 
 Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 
 
 class Plan:
@@ -45,6 +48,9 @@ class Plan:
     lane as a whole is cut, wherever pieces end. Finding a window takes one binary search a lane; memory is at most 16
     bytes a piece beside the lengths.
 
+    With the domain split pieces lie between boundaries, and the state goes on from one to the next within a *group*,
+    what lies between breaks. Lanes get whole groups (or parts of them, in the even layout).
+
     With `switches` the plan is of what is left of the epoch after them, and its windows are numbered from 0 again: a
     lane that was within a piece goes on in it, with the state that it has.
 
@@ -53,8 +59,10 @@ class Plan:
         settings: How.
         contents: The fingerprint of the store that the lengths come from.
         epoch: Decides the order when shuffling.
+        boundaries: Of the chosen sequences, with the domain split.
 
     Raises:
+        ValueError: Boundaries without the domain split, or the other way round.
         PlanError: No timestep was chosen, not one whole window with tail="drop", or a switch after the epoch's end.
 
     Example:
@@ -77,26 +85,49 @@ class Plan:
     num_timesteps: int
     #: Timesteps that were chosen and are not emitted (tail="drop").
     left_out: int
-    #: Timesteps of the longest piece that the epoch emits, from its reset on.
+    #: Timesteps of the longest piece, or group, that the epoch emits, from its reset on.
     longest: int
+    #: What lanes get as a whole: spans that are not empty, the parts that `longest` makes of them, or groups.
+    num_groups: int
     _layout: Layout
     _keys: Numbers  # [pieces]: lane and first window of a piece, or first timestep if packed, ascending
     _stride: int  # from the key of one lane's begin to the next one's
     _held: Int64  # [B]: windows of each lane, or timesteps if packed
 
-    def __init__(self, selection: Selection, settings: PlanSettings, *, contents: str, epoch: int) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        settings: PlanSettings,
+        *,
+        contents: str,
+        epoch: int,
+        boundaries: Boundaries | None = None,
+    ) -> None:
+        if (boundaries is not None) != isinstance(settings.split, Domain):
+            raise ValueError(
+                f"the domain split, and no other, has boundaries, got boundaries={boundaries} for {settings.split}"
+            )
         self.selection = selection
         self.settings = settings
         self.contents = contents
         self.epoch = epoch
         if not selection.lengths.any():
             raise PlanError(f"a plan needs at least one timestep, got {len(selection)} sequences of length 0")
-        self._pieces = Pieces(selection.lengths, settings.longest)
+        self.boundaries = boundaries
+        self._pieces = (
+            Pieces(selection.lengths, settings.longest) if boundaries is None else DomainPieces(selection, boundaries)
+        )
         lengths = self._pieces.lengths()
-        self._layout = self._lay_out(lengths)
+        longest = None
+        if isinstance(self._pieces, DomainPieces):
+            longest = self._lay_out_groups(self._pieces, lengths)
+        else:
+            self._layout = self._lay_out(lengths)
+            self.num_groups = int(np.count_nonzero(lengths))
         self._packed = settings.tail == "pack"
         windows = [*(window for window, _ in settings.switches), settings.window]
-        self.longest = self._cut_into_windows(lengths, windows[0])
+        longest_piece = self._cut_into_windows(lengths, windows[0])
+        self.longest = longest_piece if longest is None else longest
         if not self.num_windows:
             raise PlanError(
                 f'tail="drop" emits whole windows only, and no sequence has window={windows[0]} timesteps: '
@@ -116,6 +147,15 @@ class Plan:
         if isinstance(settings.split, AsIs):
             return deal_in_turn(lengths, lanes, order)
         return fill_lanes(lengths, lanes, order)
+
+    def _lay_out_groups(self, pieces: DomainPieces, lengths: Numbers) -> int:
+        """Lay out what lies between breaks. Returns the timesteps of the longest of these that a lane holds."""
+        first = pieces.group_first()
+        groups = np.add.reduceat(lengths, first, dtype=np.int64)
+        self.num_groups = int(np.count_nonzero(groups))
+        layout = self._lay_out(groups)
+        self._layout = layout.expanded(np.append(first, len(lengths)), lengths)
+        return int(layout.lengths_of(groups, 0, len(layout.pieces)).max())
 
     def _cut_into_windows(self, lengths: Numbers, window: int | None) -> int:
         """Number the windows of each lane, or its timesteps if packed. Returns those of the longest emitted piece.
@@ -172,7 +212,13 @@ class Plan:
         key = np.arange(len(ongoing)) * self._stride + begin
         piece = np.searchsorted(self._keys, key.astype(self._keys.dtype), "right") - 1
         begun = (key - self._keys[piece]) * (1 if self._packed else window) if len(self._keys) else key
-        return self._layout.after(np.where(ongoing, piece, self._layout.first[1:]), np.where(ongoing, begun, 0))
+        goes_on = np.zeros(len(ongoing), np.bool_)
+        if isinstance(self._pieces, DomainPieces) and ongoing.any():
+            number = self._layout.pieces[piece[ongoing]].astype(np.int64)
+            goes_on[ongoing] = ~self._pieces.reach(number).opens
+        return self._layout.after(
+            np.where(ongoing, piece, self._layout.first[1:]), np.where(ongoing, begun, 0), goes_on
+        )
 
     def rewindowed(self, window: int, *, step: int) -> Plan:
         """The plan of what is left of the epoch after `step` windows, in windows of another length.
@@ -286,11 +332,19 @@ class Plan:
         next_begins = self._keys[np.minimum(piece + 1, len(self._keys) - 1)] - base[lane]
         run_first = np.maximum(begins, first)
         run_last = np.minimum(end[lane], np.where(is_last, held[lane], next_begins))
-        rows, offset, length = self._pieces.locate(layout.pieces[piece].astype(np.int64))
+        numbers = layout.pieces[piece].astype(np.int64)
+        rows, offset, length = self._pieces.locate(numbers)
         low = self.selection.starts_of(rows)
-        high = low + self.selection.lengths[rows]
         begin = low + offset + np.where(is_first, layout.skip[lanes][lane], 0)
         finish = low + offset + length - np.where(is_last, layout.cut[lanes][lane], 0)
+        opens: Bool | np.bool_ = np.True_
+        closes: Bool | np.bool_ = np.True_
+        if isinstance(self._pieces, DomainPieces):
+            reach = self._pieces.reach(numbers)
+            opens, closes = reach.opens, reach.closes
+            low, high = low + reach.low, low + reach.high
+        else:
+            high = low + self.selection.lengths[rows]
         run_start, run_stop = begin, finish
         if unit is not None:
             if self.settings.tail == "drop":
@@ -298,8 +352,8 @@ class Plan:
             run_start = begin + (run_first - begins) * int(unit)
             run_stop = np.minimum(begin + (run_last - begins) * int(unit), finish)
         columns = [lane, run_first - first, run_last - first, self.selection.sequences_of(rows)]
-        reset = (run_first == begins) & ~(is_first & layout.goes_on[lanes][lane])
-        columns += [run_start, run_stop, low, high, reset, run_stop == finish]
+        reset = (run_first == begins) & np.where(is_first, ~layout.goes_on[lanes][lane], opens)
+        columns += [run_start, run_stop, low, high, reset, (run_stop == finish) & (is_last | closes)]
         idle = np.flatnonzero(held < stop)
         if len(idle):
             zeros = np.zeros(len(idle), np.int64)
@@ -345,6 +399,8 @@ class Plan:
         }
         if settings.longest is not None:
             parts["longest"] = int(settings.longest)
+        if self.boundaries is not None:
+            parts["boundaries"] = self.boundaries.fingerprint
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -58,7 +58,8 @@ class Runs:
         first, last: int64 [R], the windows `[first, last)`, from 0; where windows are packed the timesteps of the lane.
         sequence: int64 [R], index of the sequence, -1 where the lane is idle.
         start, stop: int64 [R], positions in the sequence; both 0 where the lane is idle.
-        low, high: int64 [R], the span that was chosen of the sequence: no datum outside it may be shown.
+        low, high: int64 [R], the span that was chosen of the sequence, or what of it lies between breaks: no datum
+            outside it may be shown.
         reset: bool [R], whether the state before the run is the initial one.
         final: bool [R], whether the lane's state ends with the run.
         packed: Whether windows are packed across the ends of sequences.

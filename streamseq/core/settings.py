@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streamseq.core.splits import AsIs, Naive, Split
+from streamseq.core.splits import AsIs, Domain, Naive, Split
 
 LAYOUTS = ("sequences", "even")
 TAILS = ("pad", "drop", "pack")
@@ -19,7 +19,7 @@ class PlanSettings:
     Args:
         lanes: Number of lanes B, over all ranks.
         window: Timesteps K of a window; None with `AsIs`, whose windows are as long as their longest sequence.
-        split: `Naive()` or `AsIs()`.
+        split: `Naive()`, `AsIs()` or `Domain(...)`, which says that there are boundaries and not where.
         layout: "sequences" gives whole sequences to lanes; "even" cuts the data, end to end, into B equal runs.
         tail: "pad" emits what is left of a sequence after its last whole window with padding; "drop" leaves it out;
             "pack" cuts each lane as a whole, its sequences end to end, so that only its last window has padding.
@@ -49,13 +49,16 @@ class PlanSettings:
     switches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.split, AsIs | Naive):
-            raise TypeError(f"split is ss.splits.Naive() or ss.splits.AsIs(), got {self.split!r}")
+        if not isinstance(self.split, Split):
+            raise TypeError(f"split is ss.splits.Naive(), AsIs() or Domain(...), got {self.split!r}")
         if isinstance(self.split, AsIs):
             if self.window is not None:
                 raise ValueError(f"AsIs() makes each sequence one window, got window={self.window}: pass window=None")
         elif self.window is None:
-            raise ValueError("Naive() cuts windows of a given length, got window=None: pass window=256 or the like")
+            raise ValueError(
+                f"{type(self.split).__name__}() cuts windows of a given length, got window=None: pass window=256 or "
+                "the like"
+            )
         else:
             at_least("window", self.window, 1)
         at_least("lanes", self.lanes, 1)
@@ -70,6 +73,11 @@ class PlanSettings:
                 'tail="pack" cuts windows of one length across the ends of sequences, got split=AsIs(), whose windows '
                 'are whole sequences: use Naive() with a window, or tail="pad"'
             )
+        if isinstance(self.split, Domain) and self.tail != "pad":
+            raise ValueError(
+                f'Domain() ends windows where the data says, with padding after that, got tail="{self.tail}", by which '
+                'windows are full: use tail="pad", or Naive()'
+            )
         if self.longest is not None:
             self._check_longest()
         if self.switches:
@@ -79,6 +87,11 @@ class PlanSettings:
         at_least("longest", self.longest, 1)
         if isinstance(self.split, AsIs):
             raise ValueError(f"AsIs() cuts no sequence, got longest={self.longest}: use Naive() or leave longest out")
+        if isinstance(self.split, Domain):
+            raise ValueError(
+                f"Domain() begins states anew at breaks and nowhere else, got longest={self.longest}: give a rule "
+                "reset=True, or leave longest out"
+            )
         if self.layout == "even":
             raise ValueError(
                 f'layout="even" cuts the data into equal runs of its own, got longest={self.longest}: '
