@@ -6,7 +6,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import zarr
-from storage.test_conformance import FIELDS, StoreSuite
+from support.store_suite import FIELDS, StoreSuite
 
 import streamseq as ss
 
