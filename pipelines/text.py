@@ -112,10 +112,15 @@ class TextSource:
         packed: list[Partition] = []
         content: list[_Span | Skipped] = []
         filled = 0
+        begun = False
 
         def close() -> None:
-            nonlocal filled
-            packed.append(Partition(num_bytes=filled, content=tuple(content)))
+            nonlocal filled, begun
+            first = next((item for item in content if isinstance(item, _Span)), None)
+            goes_on = first is not None and (begun if self._id else first.start > 0)
+            continues = (self._id or first.file.id) if first is not None and goes_on else None
+            begun = begun or first is not None
+            packed.append(Partition(num_bytes=filled, content=tuple(content), continues=continues))
             content.clear()
             filled = 0
 

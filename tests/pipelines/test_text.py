@@ -32,8 +32,10 @@ def read_all(source, target):
     """The bytes of every id, and what was skipped, as a job would see them."""
     read, skipped, last = {}, [], None
     for partition in pickle.loads(pickle.dumps(source.partitions(target))):
-        num_bytes = 0
-        for item in source.read(partition):
+        num_bytes, items = 0, list(source.read(partition))
+        first = next((item.id for item in items if isinstance(item, Piece)), None)
+        assert partition.continues == (first if first in read else None)
+        for item in items:
             if isinstance(item, Skipped):
                 skipped.append(item)
                 continue
