@@ -58,6 +58,7 @@ class ShardField:
         checksums: When chunks are compared with their checksums.
         begins: int64, for each chunk where its values begin in the file, once that is known and its bytes were compared
             if they are to be; -1 before. It is noted there.
+        salvage: Whether chunks are read also where the file around them is broken: its length, header or index.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class ShardField:
     where: str
     checksums: Checksums
     begins: Int64
+    salvage: bool = False
 
     @property
     def num_chunks(self) -> int:
@@ -107,6 +109,8 @@ class ChunkFile:
             raise CorruptionError(f"{shard.where} lacks the file {error.filename}: restore the shard") from None
         weakref.finalize(self, os.close, descriptor)
         self._descriptor = descriptor
+        if shard.salvage:
+            return
         size, wanted = os.fstat(descriptor).st_size, shard.stored.num_bytes
         if size != wanted:
             raise CorruptionError(f"{self._where} has {size} bytes and was written with {wanted}: restore the shard")

@@ -45,6 +45,7 @@ class Problem:
         field: The field.
         chunk: The number of the chunk in its shard; None: all of the field.
         spans: The sequences and timesteps that cannot be read, in the newest of the versions.
+        salvageable: Whether they are only refused because the files around them are broken: a repair saves them.
 
     Example:
         >>> hit = (Span(id="plant-3", sequence=3, start=0, stop=512),)
@@ -61,6 +62,7 @@ class Problem:
     field: str | None = None
     chunk: int | None = None
     spans: tuple[Span, ...] = ()
+    salvageable: bool = False
 
     @property
     def where(self) -> str:
@@ -77,7 +79,8 @@ class Problem:
         return {**asdict(self), "versions": list(self.versions), "spans": [asdict(span) for span in self.spans]}
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"; hits {some(self.spans, _SHOWN_SPANS)}" if self.spans else "")
+        verb = "until it is repaired, nobody reads" if self.salvageable else "hits"
+        return f"{self.where}: {self.what}" + (f"; {verb} {some(self.spans, _SHOWN_SPANS)}" if self.spans else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

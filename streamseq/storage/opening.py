@@ -52,6 +52,7 @@ def open_chunks(
     checked: Int64,
     checksums: Checksums = "first",
     recent: RecentManifests | None = None,
+    salvage: bool = False,
 ) -> Chunks:
     """Open one field of one shard.
 
@@ -64,19 +65,20 @@ def open_chunks(
             there.
         checksums: When chunks are compared with their checksums.
         recent: Where manifests are looked up and noted; of the store that `place` and `version` are of.
+        salvage: Whether chunks are read also where the files around them are broken.
 
     Raises:
         CorruptionError: A file is missing, or what says where the chunks lie is not what was written.
         StoreError: A file cannot be opened.
     """
     try:
-        return _open_once(place, version, number, name, checked, checksums, recent)
+        return _open_once(place, version, number, name, checked, checksums, recent, salvage)
     except CorruptionError:
         if not place.copies:
             raise
         # It may be the copy that is broken.
         place.forget(f"shards/{version.shards[number].id}")
-        return _open_once(place, version, number, name, checked, checksums, recent)
+        return _open_once(place, version, number, name, checked, checksums, recent, salvage)
 
 
 def _open_once(
@@ -87,6 +89,7 @@ def _open_once(
     checked: Int64,
     checksums: Checksums,
     recent: RecentManifests | None,
+    salvage: bool,
 ) -> Chunks:
     layout, shard = version.layout, version.shards[number]
     where = f"store {place.uri}, shard {shard.id}, field {name!r}"
@@ -103,8 +106,9 @@ def _open_once(
             where=where,
             checksums=checksums,
             begins=checked,
+            salvage=salvage,
         )
-        if layout.backend == "zarr":
+        if layout.backend == "zarr" and not salvage:
             metadata = array_metadata(opened)
             if not is_ours(metadata, opened):
                 chunks = ZarrPythonChunks(opened, metadata)

@@ -46,6 +46,7 @@ class DiskReader(Reader):
         ahead: Chunks of each that are decoded ahead.
         checked: Which chunks were compared with their checksums, by shard and field; more is noted there.
         checksums: When they are: "first", "always" or "never".
+        salvage: Whether chunks are read also where the files around them are broken.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class DiskReader(Reader):
         ahead: int,
         checked: Checked,
         checksums: Checksums,
+        salvage: bool = False,
     ) -> None:
         self._catalogue = catalogue
         self._fields = version.layout.fields
@@ -77,6 +79,7 @@ class DiskReader(Reader):
                 checked,
                 checksums,
                 manifests,
+                salvage,
             )
             for name, uses in Counter(fields).items()
         }
@@ -162,7 +165,9 @@ class _Column:
         checked: Checked,
         checksums: Checksums,
         manifests: RecentManifests,
+        salvage: bool,
     ) -> None:
+        self._salvage = salvage
         self._checked = checked
         self._checksums = checksums
         self._manifests = manifests
@@ -369,7 +374,9 @@ class _Column:
         if not self._place.copies:
             # A copy that is opened anew may be another one.
             checked = self._checked.setdefault((number, self._name), checked)
-        return open_chunks(self._place, self._version, number, self._name, checked, self._checksums, self._manifests)
+        return open_chunks(
+            self._place, self._version, number, self._name, checked, self._checksums, self._manifests, self._salvage
+        )
 
     def close(self) -> None:
         """Close files and drop decoded chunks."""

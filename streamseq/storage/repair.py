@@ -16,7 +16,7 @@ import pyarrow as pa
 from streamseq.core.errors import CorruptionError, VersionConflictError
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
-from streamseq.storage.findings import Span, VerifyReport
+from streamseq.storage.findings import Span, VerifyReport, merge_spans
 from streamseq.storage.new_version import Added, commit_version, fingerprint_of, program
 from streamseq.storage.place import Place, place_of
 from streamseq.storage.receipts import abandon_receipts
@@ -94,16 +94,17 @@ class RepairReport:
         name = f"{self.store} version {self.base}"
         if not self.problems:
             return f"{name} is well: no version was made"
-        if not self.left_out:
+        if not self.left_out and not self.written:
             return f"{name} has {self.problems:,} problems, none of which hits a sequence: see streamseq verify"
         lost = sum(each.timesteps for each in self.left_out)
+        number = len(self.left_out)
+        what = f"leaving out {number:,} sequences, {lost:,} timesteps" if number else "leaving out nothing"
         if self.dry_run:
-            head = f"{name} would be repaired by leaving out"
+            head = f"{name} would be repaired by"
         else:
-            head = f"wrote {self.store} version {self.version}, which is version {self.base} without"
+            head = f"wrote {self.store} version {self.version}, which is version {self.base},"
         lines = [
-            f"{head} {len(self.left_out):,} sequences, {lost:,} timesteps; {self.sequences:,} sequences, "
-            f"{self.timesteps:,} timesteps are left",
+            f"{head} {what}; {self.sequences:,} sequences, {self.timesteps:,} timesteps are left",
             *(f"left out: {each}" for each in self.left_out[:_SHOWN]),
         ]
         if len(self.left_out) > _SHOWN:
@@ -182,13 +183,15 @@ def _refuse(base: DiskStore, found: VerifyReport) -> None:
 
 def _repaired(base: DiskStore, found: VerifyReport, dry_run: bool, job: str) -> RepairReport | None:
     """Leave out what was found; None where another version was committed meanwhile."""
-    lost = np.unique(np.array([span.sequence for span in found.spans], np.int64))
+    hit = merge_spans(span for problem in found.problems if not problem.salvageable for span in problem.spans)
+    lost = np.unique(np.array([span.sequence for span in hit], np.int64))
+    broken = {problem.shard for problem in found.problems if problem.field is not None}
     report = RepairReport(
         store=base.uri,
         version=None,
         base=base.version,
         problems=len(found.problems),
-        left_out=tuple(_left_out(base, found.spans)),
+        left_out=tuple(_left_out(base, hit)),
         sequences=len(base) - len(lost),
         timesteps=base.num_timesteps - int(base.lengths[lost].sum()),
         kept=len(base.snapshot.shards),
@@ -196,7 +199,7 @@ def _repaired(base: DiskStore, found: VerifyReport, dry_run: bool, job: str) -> 
         dry_run=dry_run,
         seconds=0.0,
     )
-    if not len(lost):
+    if not broken:
         return report
     if not report.timesteps:
         raise CorruptionError(
@@ -206,7 +209,8 @@ def _repaired(base: DiskStore, found: VerifyReport, dry_run: bool, job: str) -> 
     pieces = pieces_of(base)
     pieces = pieces[~np.isin(pieces[:, 0], lost)]
     pieces = pieces[np.argsort(pieces[:, 1], kind="stable")]
-    steps = list(_steps(stretches(pieces, base.snapshot.shards)))
+    numbers = {number for number, shard in enumerate(base.snapshot.shards) if shard.id in broken}
+    steps = list(_steps(stretches(pieces, base.snapshot.shards), numbers))
     report = replace(
         report,
         kept=sum(isinstance(step, Whole) for step in steps),
@@ -219,7 +223,7 @@ def _repaired(base: DiskStore, found: VerifyReport, dry_run: bool, job: str) -> 
     pieces = moved_pieces(pieces)
     pieces[:, 0] = (np.cumsum(survives) - 1)[pieces[:, 0]]
     with Claim(base.place, job) as claim:
-        shards, receipts = carry_out(base, steps, claim, None)
+        shards, receipts = carry_out(base, steps, claim, None, salvage=True)
         committed = False
         try:
             added = Added(
@@ -249,11 +253,11 @@ def _left_out(base: DiskStore, spans: Sequence[Span]) -> Iterator[LeftOut]:
         yield LeftOut(id=base.id_of(sequence), timesteps=base.length(sequence), hit=tuple(hit))
 
 
-def _steps(stretches: Iterable[Stretch]) -> Iterator[Step]:
-    """Whole shards are kept, what lies between them is copied."""
+def _steps(stretches: Iterable[Stretch], broken: set[int]) -> Iterator[Step]:
+    """Whole shards are kept but for broken ones; these, and what lies between them, are copied."""
     waiting: list[Stretch] = []
     for stretch in stretches:
-        if not isinstance(stretch, Whole):
+        if not isinstance(stretch, Whole) or stretch.number in broken:
             waiting.append(stretch)
             continue
         if waiting:

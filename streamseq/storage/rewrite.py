@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.reader import DiskReader
 from streamseq.storage.rows import Pieces, merge_pieces
 from streamseq.storage.shard_writer import Receipt, ShardWriter
 from streamseq.storage.version import Shard
@@ -128,7 +129,11 @@ def moved_pieces(pieces: Pieces) -> Pieces:
 
 
 def carry_out(
-    store: DiskStore, steps: Sequence[Step], claim: Claim, progress: Callable[[int, int], None] | None
+    store: DiskStore,
+    steps: Sequence[Step],
+    claim: Claim,
+    progress: Callable[[int, int], None] | None,
+    salvage: bool = False,
 ) -> tuple[list[Shard], list[Receipt]]:
     """Write the copies.
 
@@ -139,6 +144,7 @@ def carry_out(
         steps: What becomes of it.
         claim: The claim of whoever does it, which the shard writers are noted in.
         progress: Called with the timesteps that are written and all that are to be.
+        salvage: Whether intact chunks are read from files that are broken around them.
 
     Returns:
         All shards in order, and the receipts of those that are new, which are removed with `abandon_receipts`.
@@ -161,7 +167,7 @@ def carry_out(
                 continue
             with ShardWriter(store.place, store.layout) as writer:
                 claim.note(writer.writer_id)
-                for arrays in _batches(store, step):
+                for arrays in _batches(store, step, salvage):
                     # Rows have no sequences: which ones they are of is in the tables.
                     writer.append("rows", arrays)
                     claim.refresh()
@@ -176,13 +182,14 @@ def carry_out(
     return shards, receipts
 
 
-def _batches(store: DiskStore, copy: Copy) -> Iterator[dict[str, NDArray[Any]]]:
+def _batches(store: DiskStore, copy: Copy, salvage: bool) -> Iterator[dict[str, NDArray[Any]]]:
     """The timesteps of a copy, arrays `[m, *D]` of each field."""
     step_bytes = sum(field.step_bytes for field in store.layout.fields.values())
     limit = max(1, BATCH_BYTES // step_bytes)
     count = copy.stop - copy.start
     ends = np.cumsum(count)
-    with store.reader(list(store.layout.fields), 1) as reader:
+    fields = list(store.layout.fields)
+    with DiskReader(store.place, store.snapshot, store.catalogue, fields, 1, 0, {}, "first", salvage) as reader:
         for low in range(0, copy.num_timesteps, limit):
             high = min(low + limit, copy.num_timesteps)
             first, last = np.searchsorted(ends, [low, high - 1], "right")

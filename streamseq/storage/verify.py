@@ -139,8 +139,9 @@ class _Task:
         return shard.id, self.field, how, said
 
 
-# What is wrong with a task: the number of the chunk, None for all of them, and in words.
-_Wrong = tuple[int | None, str]
+# What is wrong with a task: the number of the chunk, None for all of them; in words; and whether all that this hits is
+# refused only because of the files around it.
+_Wrong = tuple[int | None, str, bool]
 
 
 class _StoppedError(Exception):
@@ -238,11 +239,21 @@ def _check_field(place: Place, task: _Task, name: str, wrong: list[_Wrong]) -> I
     field, steps = version.layout.fields[name], version.layout.chunk_timesteps[name]
     where = f"store {place.uri}, shard {shard.id}, field {name!r}"
     num_chunks = -(-shard.num_timesteps // steps)
+
+    def opened(salvage: bool) -> Chunks:
+        begins = np.full(num_chunks, -1, np.int64)
+        return open_chunks(place, version, task.number, name, begins, salvage=salvage)
+
+    around: str | None = None
     try:
-        chunks: Chunks = open_chunks(place, version, task.number, name, np.full(num_chunks, -1, np.int64))
+        chunks = opened(salvage=False)
     except Exception as error:  # whatever broken bytes lead to, the rest is read
-        wrong.append((None, _reason(error, where)))
-        return
+        around = _reason(error, where)
+        try:
+            chunks = opened(salvage=True)
+        except Exception:
+            wrong.append((None, around, False))
+            return
     crc, failed, spare = 0, False, None
     for chunk in range(num_chunks):
         count = min(steps, shard.num_timesteps - chunk * steps)
@@ -252,7 +263,7 @@ def _check_field(place: Place, task: _Task, name: str, wrong: list[_Wrong]) -> I
             if values.shape != (count, *field.shape):
                 raise ValueError(f"has shape {list(values.shape)} and was written with {[count, *field.shape]}")
         except Exception as error:  # as above
-            wrong.append((chunk, _reason(error, f"{where}, chunk {chunk}")))
+            wrong.append((chunk, _reason(error, f"{where}, chunk {chunk}"), False))
             failed, spare = True, None
             yield shard.fields[name].num_bytes * (chunk + 1) // num_chunks, True
             continue
@@ -262,7 +273,10 @@ def _check_field(place: Place, task: _Task, name: str, wrong: list[_Wrong]) -> I
         yield shard.fields[name].num_bytes * (chunk + 1) // num_chunks, False
     if not failed and crc != shard.fields[name].crc32c:
         said = to_hex(shard.fields[name].crc32c)
-        wrong.append((None, f"has values of crc32c {to_hex(crc)} and was written with {said}: restore the shard"))
+        what = f"has values of crc32c {to_hex(crc)} and was written with {said}: restore the shard"
+        wrong.append((None, what, False))
+    elif around is not None:
+        wrong.append((None, around, True))
 
 
 def _check_folder(place: Place, task: _Task) -> list[_Wrong]:
@@ -284,7 +298,7 @@ def _check_folder(place: Place, task: _Task) -> list[_Wrong]:
     strangers = [
         f"{folder}/{name}" for folder, names in expected.items() for name in sorted({*place.names(folder)} - names)
     ]
-    return [(None, f"has a file that is none of its own, {name}: remove it") for name in strangers]
+    return [(None, f"has a file that is none of its own, {name}: remove it", True) for name in strangers]
 
 
 def _problems(
@@ -306,7 +320,7 @@ def _problems(
             and _Task(version=other, number=places[shard.id], field=task.field).said == task.said
         ]
         first = sum(before.num_timesteps for before in version.shards[: task.number])
-        for chunk, what in reasons:
+        for chunk, what, salvageable in reasons:
             steps = shard.num_timesteps if chunk is None else version.layout.chunk_timesteps[task.field or ""]
             low = (chunk or 0) * steps
             rows = (first + low, first + min(low + steps, shard.num_timesteps))
@@ -318,6 +332,7 @@ def _problems(
                 shard=shard.id,
                 field=task.field,
                 chunk=chunk,
+                salvageable=salvageable,
             )
             # A file that nobody reads hits nothing.
             found.append((problem, version.number, rows if task.field is not None else (0, 0)))

@@ -303,15 +303,13 @@ def test_a_chunk_is_decoded_once_for_each_batch(filled, monkeypatch):
     for _ in range(5):
         filled.commit([(name, 2) for name in names])
     counts = []
-    reader = compact_module.DiskStore.reader
+    close = rewrite.DiskReader.close
 
-    def counted(*args):
-        made = reader(*args)
-        close = made.close
-        made.close = lambda: (close(), counts.append(made.counts.decoded))
-        return made
+    def counted(reader):
+        close(reader)
+        counts.append(reader.counts.decoded)
 
-    monkeypatch.setattr(compact_module.DiskStore, "reader", counted)
+    monkeypatch.setattr(rewrite.DiskReader, "close", counted)
     ss.compact(filled.address)
     chunks = sum(-(-20 // steps) for steps in ss.open(filled.address).chunk_timesteps.values())
     assert sum(counts) == 5 * chunks

@@ -129,6 +129,50 @@ def test_a_dry_run_says_what_would_be_left_out_and_writes_nothing(address, conte
     assert (said["ok"], said["version"]) == (True, 3)
 
 
+def data_file(address, number, name):
+    shard = address / "shards" / ss.open(address).snapshot.shards[number].id
+    zeros = ["0"] * (1 + len(FIELDS[name].shape))
+    return shard / f"{name}.arrow" if address.suffix == ".arrow" else shard.joinpath(name, "c", *zeros)
+
+
+@pytest.mark.parametrize("how", ["header or index", "longer", "metadata"])
+def test_intact_chunks_in_a_broken_file_are_saved(address, contents, same, how):
+    path = data_file(address, 2, "y")
+    content = bytearray(path.read_bytes())
+    if how == "longer":
+        content += b"more"
+    elif how == "header or index":
+        content[0 if address.suffix == ".arrow" else -3] ^= 1
+    elif address.suffix == ".zarr":
+        (path.parents[1] / "zarr.json").write_bytes(b"{}")
+    else:
+        content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ss.CorruptionError):
+        ss.open(address).read("c")
+    (problem,) = ss.open(address).verify().problems
+    assert (problem.field, problem.chunk, problem.salvageable) == ("y", None, True)
+    assert [(span.id, span.start, span.stop) for span in problem.spans] == [("b", 10, 20), ("c", 0, 10)]
+    assert "until it is repaired, nobody reads" in str(problem)
+    report = ss.repair(address)
+    assert (report.version, report.left_out, report.written, report.ok) == (3, (), 20, True)
+    assert "leaving out nothing" in str(report)
+    check(address, same, contents)
+
+
+def test_of_a_file_that_was_cut_off_what_is_there_is_saved(address, contents, same):
+    path = data_file(address, 2, "y")
+    # Of four chunks of five timesteps the last one is gone, and half of the third.
+    content = path.read_bytes()
+    opened = ss.open(address)
+    extent = open_chunks(opened.place, opened.snapshot, 2, "y", np.full(4, -1)).extent(2)
+    path.write_bytes(content[: extent.offset + extent.num_bytes // 2])
+    report = ss.repair(address)
+    assert [each.id for each in report.left_out] == ["c"]
+    del contents["c"]
+    check(address, same, contents)
+
+
 def test_a_problem_that_hits_nothing_needs_no_new_version(address, contents):
     shard = address / "shards" / ss.open(address).snapshot.shards[0].id
     (shard / "notes.txt").write_text("x")
@@ -171,9 +215,9 @@ def test_a_version_that_is_committed_meanwhile_is_repaired(address, contents, sa
     more = make(FIELDS, 300, 7)
     real = repair_module.carry_out
 
-    def carry_out(*args):
+    def carry_out(*args, **more_args):
         monkeypatch.undo()
-        done = real(*args)
+        done = real(*args, **more_args)
         with ss.append(address) as writer:
             writer.append("b", **more)
             writer.write("new", attrs={"id": "new"}, **more)
