@@ -89,12 +89,13 @@ def info(store: str, version: int | None, as_json: bool) -> None:
     metavar="AGE",
     help="How long a writer on another machine counts as alive without a sign of life: 90s, 30m, 12h, 2d.",
 )
+@click.option("--jobs", is_flag=True, help="Also what `streamseq ingest` would not do again when it is run again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
-def clean(store: str, dry_run: bool, older_than: timedelta, as_json: bool) -> None:
+def clean(store: str, dry_run: bool, older_than: timedelta, jobs: bool, as_json: bool) -> None:
     """Remove what writers that died left in STORE; never what a version names, never what a live writer has."""
     from streamseq.storage.leftovers import clean as remove
 
-    report = remove(store, dry_run=dry_run, older_than=older_than)
+    report = remove(store, dry_run=dry_run, older_than=older_than, jobs=jobs)
     click.echo(json.dumps(report.as_dict()) if as_json else str(report))
 
 

@@ -102,8 +102,12 @@ class Pool:
 
 
 @contextmanager
-def connect(workers: Workers) -> Iterator[Pool]:
+def connect(workers: Workers, *, threads: bool = True) -> Iterator[Pool]:
     """Yield the pool of a job; a client or cluster that was made for it is closed at the end.
+
+    Args:
+        workers: Which workers.
+        threads: Whether workers of this machine are threads of this process, or processes.
 
     Raises:
         StreamseqError: No scheduler answers at the address.
@@ -115,14 +119,15 @@ def connect(workers: Workers) -> Iterator[Pool]:
         with Client(workers.scheduler, set_as_default=False) as remote:
             yield Pool(remote)
     else:
-        # Threads: reading, checksums and compression release the GIL, and nothing has to be copied to a process. What
+        number = workers.threads or os.cpu_count() or 1
+        # Threads where reading, checksums and compression release the GIL: nothing has to be copied to a process. What
         # goes wrong in a task is told by its error, so the cluster's log would only say it twice.
         with (
             dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}),
             LocalCluster(
-                n_workers=1,
-                threads_per_worker=workers.threads or os.cpu_count() or 1,
-                processes=False,
+                n_workers=1 if threads else number,
+                threads_per_worker=number if threads else 1,
+                processes=not threads,
                 memory_limit=0,
                 # None would open ports to all interfaces, one of them 8787, with a warning where another job has it.
                 dashboard_address="127.0.0.1:0",

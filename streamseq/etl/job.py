@@ -11,17 +11,21 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from streamseq.core.errors import StoreError
 from streamseq.etl.attempts import Attempts
+from streamseq.etl.identity import job_key, partition_keys
+from streamseq.etl.ledger import Ledger
 from streamseq.etl.report import Report
 from streamseq.etl.source import Partition, Source, SourceError
-from streamseq.etl.task import TaskResult, duplicate_id, run_task
+from streamseq.etl.task import duplicate_id, run_task
+from streamseq.etl.task_result import TaskResult
 from streamseq.etl.workers import Workers
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout, plan_layout
 from streamseq.storage.new_version import program
 from streamseq.storage.place import Place, place_of
-from streamseq.storage.receipts import commit_receipts
+from streamseq.storage.receipts import commit_receipts, replace_by_receipts
 from streamseq.storage.shard_writer import Receipt
 from streamseq.storage.store import create
 
@@ -81,15 +85,24 @@ def ingest(
     began = time.monotonic()
     chosen = Workers(client=client, threads=workers, scheduler=scheduler)
     place = place_of(uri, storage_options)
-    create(place, source.fields, backend, chunk_bytes, shard_bytes)  # refuses what cannot become a store
     suffix = PurePosixPath(place.uri).suffix
-    layout = plan_layout(source.fields, backend or suffix.removeprefix("."), chunk_bytes, shard_bytes)
+    if place.version_numbers():
+        layout = DiskStore(place).layout
+    else:
+        create(place, source.fields, backend, chunk_bytes, shard_bytes)  # refuses what cannot become a store
+        layout = plan_layout(source.fields, backend or suffix.removeprefix("."), chunk_bytes, shard_bytes)
+    key = job_key(source, layout)
+    ledger = None if key is None else Ledger(place=place, key=key, layout=layout)
+    before = _newest_of(ledger, place)
     shard_size = layout.shard_timesteps * sum(field.step_bytes for field in layout.fields.values())
     partitions = list(source.partitions(shard_size))
     if not partitions:
         raise SourceError("a source has at least one partition, got none: there is nothing to write")
-    with _StagedJob(place, program() if job is None else job) as staged:
-        results = _run(source, partitions, layout, staged, chosen, progress)
+    with _StagedJob(place, program() if job is None else job, ledger) as staged:
+        keys = None if key is None else partition_keys(key, partitions)
+        if keys is None:
+            keys, staged.ledger = [""] * len(partitions), None
+        results = _run(source, partitions, keys, layout, staged, chosen, progress)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
         if not any(receipt.num_timesteps for receipt in receipts):
@@ -99,7 +112,10 @@ def ingest(
                 f"a store holds at least one timestep, the source has none{why}: there is nothing to write"
             )
         staged.commits = True
-        version = commit_receipts(place, layout, receipts, job=job)
+        if before is None:
+            version = commit_receipts(place, layout, receipts, job=job)
+        else:
+            version = replace_by_receipts(before, receipts, job=job)
     return Report(
         store=place.uri,
         version=version,
@@ -111,16 +127,40 @@ def ingest(
         ),
         seconds=time.monotonic() - began,
         skipped=tuple(skipped for result in results for skipped in result.skipped),
+        partitions=len(partitions),
+        partitions_done_before=staged.done_before,
     )
+
+
+def _newest_of(ledger: Ledger | None, place: Place) -> DiskStore | None:
+    """The newest version, where this job and nobody else wrote it; None where there is no version.
+
+    Raises:
+        StoreError: There is a store, and something else wrote it.
+    """
+    if not place.version_numbers():
+        return None
+    newest = DiskStore(place)
+    own = set() if ledger is None else {shard.id for done in ledger.all().values() for shard in done.receipt.shards}
+    if not own or not {shard.id for shard in newest.snapshot.shards} <= own:
+        raise StoreError(
+            f"{place.uri} is a store already, and not one that this job wrote: add to it with ss.append, or choose "
+            "another address"
+        )
+    return newest
 
 
 class _StagedJob:
     """The folder of a job in the staging area; leaving the block removes all that was not committed."""
 
-    def __init__(self, place: Place, what: str) -> None:
+    def __init__(self, place: Place, what: str, ledger: Ledger | None) -> None:
         self.place = place
         self.attempts = Attempts(place=place, folder=f"job-{uuid.uuid4().hex[:16]}")
         self.claim = Claim(place, what, self.attempts.folder)
+        #: Where the receipts of finished tasks are; None where the job has no key.
+        self.ledger = ledger
+        #: Tasks that an earlier run has done.
+        self.done_before = 0
         self._begun: object = None
         #: Whether a version may have been made.
         self.commits = False
@@ -146,8 +186,10 @@ class _StagedJob:
                 for number in self.place.version_numbers()
                 for shard in DiskStore(self.place, number).snapshot.shards
             }
+            # Finished tasks are not done again by the next run.
+            finished = set() if self.ledger is None else {done.receipt.writer for done in self.ledger.all().values()}
             # Those of workers that died are among them, which nobody else would remove.
-            left = set(self.attempts.writers()) - committed
+            left = set(self.attempts.writers()) - committed - finished
             for writer in left:
                 self.place.remove(f"staging/{writer}")
             for shard in self.place.names("shards"):
@@ -165,28 +207,37 @@ class _StagedJob:
 def _run(
     source: Source,
     partitions: Sequence[Partition],
+    keys: Sequence[str],
     layout: ShardLayout,
     job: _StagedJob,
     workers: Workers,
     progress: Callable[[int, int], None] | None,
 ) -> list[TaskResult]:
-    """Run one task a partition and return what they hand back, in the order of the partitions."""
+    """Run a task for each partition that has no receipt; return what all hand back, in the order of the partitions."""
+    total = sum(partition.num_bytes for partition in partitions)
+    there = {} if job.ledger is None else job.ledger.find(keys)
+    results = {number: there[key] for number, key in enumerate(keys) if key in there}
+    job.done_before = len(results)
+    done = sum(partitions[number].num_bytes for number in results)
+    if progress is not None:
+        progress(done, total)
+    open_ = [number for number in range(len(partitions)) if number not in results]
+    if not open_:
+        return [results[number] for number in range(len(partitions))]
     # Here, for a source that is refused should be so at once: importing this takes longer than anything before it.
     from streamseq.etl.cluster import connect
 
-    total = sum(partition.num_bytes for partition in partitions)
-    done = 0
-    results: dict[int, TaskResult] = {}
-    with connect(workers) as pool:
+    if job.ledger is not None:
+        job.ledger.open()
+    with connect(workers, threads=getattr(source, "threads", True)) as pool:
         flying: dict[Future[TaskResult], int] = {}
-        following = iter(enumerate(partitions))
-        if progress is not None:
-            progress(0, total)
+        following = iter(open_)
         try:
             while len(results) < len(partitions):
                 job.claim.refresh()
-                for number, partition in islice(following, max(0, pool.capacity() - len(flying))):
-                    flying[pool.submit(run_task, source, partition, job.place, layout, job.attempts)] = number
+                for number in islice(following, max(0, pool.capacity() - len(flying))):
+                    task = (source, partitions[number], job.place, layout, job.attempts, job.ledger, keys[number])
+                    flying[pool.submit(run_task, *task)] = number
                 for future in pool.wait(list(flying)):
                     number = flying[future]
                     results[number] = pool.result(future)

@@ -23,6 +23,8 @@ class Report:
         bytes_out: Bytes of the shards' data on the disk.
         seconds: Wall-clock time of the job.
         skipped: What was left out, in the order of the source.
+        partitions: The parts that the job was cut into.
+        partitions_done_before: Those of them that an earlier run of the job had done.
     """
 
     store: str
@@ -33,6 +35,8 @@ class Report:
     bytes_out: int
     seconds: float
     skipped: tuple[Skipped, ...]
+    partitions: int
+    partitions_done_before: int = 0
 
     @property
     def rate(self) -> float:
@@ -51,7 +55,11 @@ class Report:
                 "bytes_out": self.bytes_out,
                 "seconds": round(self.seconds, 3),
                 "rate": round(self.rate, 1),
-                "skipped": [{"what": skipped.what, "reason": skipped.reason} for skipped in self.skipped],
+                "partitions": self.partitions,
+                "partitions_done_before": self.partitions_done_before,
+                "skipped": [
+                    {"what": skipped.what, "place": skipped.place, "reason": skipped.reason} for skipped in self.skipped
+                ],
             }
         )
 
@@ -61,8 +69,10 @@ class Report:
             f"{readable_bytes(self.bytes_in)} in, {readable_bytes(self.bytes_out)} out, in {self.seconds:.1f} s: "
             f"{readable_bytes(self.rate)}/s",
         ]
+        if self.partitions_done_before:
+            lines.append(f"{self.partitions_done_before:,} of {self.partitions:,} parts were done before")
         if self.skipped:
-            shown = [f"{skipped.what} ({skipped.reason})" for skipped in self.skipped[:_SHOWN]]
+            shown = [str(skipped) for skipped in self.skipped[:_SHOWN]]
             if len(self.skipped) > _SHOWN:
                 shown.append(f"and {len(self.skipped) - _SHOWN:,} more")
             lines.append(f"left out {len(self.skipped):,}: {', '.join(shown)}")

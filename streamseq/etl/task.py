@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from streamseq.etl.attempts import Attempts
+from streamseq.etl.ledger import Ledger
 from streamseq.etl.source import Partition, Skipped, Source, SourceError
+from streamseq.etl.task_result import TaskResult
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.place import Place
-from streamseq.storage.shard_writer import Receipt, ShardWriter
+from streamseq.storage.shard_writer import ShardWriter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskResult:
-    """What a task hands back; picklable."""
-
-    receipt: Receipt
-    skipped: tuple[Skipped, ...]
-    bytes_in: int
-
-
-def run_task(source: Source, partition: Partition, place: Place, layout: ShardLayout, job: Attempts) -> TaskResult:
+def run_task(
+    source: Source,
+    partition: Partition,
+    place: Place,
+    layout: ShardLayout,
+    job: Attempts,
+    ledger: Ledger | None,
+    key: str,
+) -> TaskResult:
     """Write one partition.
 
     Args:
@@ -29,6 +28,8 @@ def run_task(source: Source, partition: Partition, place: Place, layout: ShardLa
         place: Where the store lies.
         layout: How shards are cut and encoded.
         job: The attempts at the tasks of the job.
+        ledger: Where to put the receipt; None where the job has no key.
+        key: The key of the partition.
 
     Raises:
         SourceError: What the source yields does not fit its fields, or an id comes back.
@@ -50,11 +51,12 @@ def run_task(source: Source, partition: Partition, place: Place, layout: ShardLa
                 writer.append(item.id, item.arrays, item.attrs)
             except (TypeError, ValueError) as error:
                 raise SourceError(f"sequence {item.id!r} does not fit: {error}") from error
-        return TaskResult(
+        result = TaskResult(
             receipt=writer.finish(),
             skipped=tuple(skipped),
             bytes_in=partition.num_bytes - sum(item.num_bytes for item in skipped),
         )
+    return result if ledger is None else ledger.put(key, result)
 
 
 def duplicate_id(id: str) -> SourceError:

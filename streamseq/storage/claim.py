@@ -27,6 +27,7 @@ from typing import Any, Self
 from streamseq.core.errors import StoreError
 from streamseq.storage import commit
 from streamseq.storage.place import LocalPlace, Place
+from streamseq.storage.strict_json import parse_json
 
 CLAIM_FILE = "claim.json"
 _ALIVE_FILE = "alive"
@@ -239,7 +240,7 @@ def boot_id() -> str:
 
 def _said(content: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(content)
+        said = parse_json(content)
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

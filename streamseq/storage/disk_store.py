@@ -30,7 +30,8 @@ _READ_CACHE_CHUNKS = 2
 class DiskStore(Store):
     """One version of a store on disk; nothing but its version file is read until it is needed.
 
-    Only the address, the version and the setting are pickled: another process opens the store again, when it first uses it.
+    Only the address, the version and the setting are pickled: another process opens the store again, when it first
+    uses it.
 
     Args:
         uri: A local path or `file://` URL; or the place itself.

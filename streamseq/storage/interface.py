@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import os
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import Field
+from streamseq.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     import xarray
@@ -362,9 +362,15 @@ class Store(ABC):
         Raises:
             KeyError: There is no sequence with this id.
             IndexError: There is no sequence with this index.
+            CorruptionError: What is stored is no JSON object.
         """
-        attrs = json.loads(self.attrs_json(self._index(id_or_index)))
-        assert isinstance(attrs, dict)
+        index = self._index(id_or_index)
+        try:
+            attrs = parse_json(self.attrs_json(index).encode())
+        except ValueError as error:
+            raise CorruptionError(f"the attributes of sequence {index} of {self.uri} are not JSON: {error}") from None
+        if not isinstance(attrs, dict):
+            raise CorruptionError(f"the attributes of sequence {index} of {self.uri} are no JSON object: {attrs!r}")
         return attrs
 
     def read(

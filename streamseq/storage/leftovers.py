@@ -21,6 +21,7 @@ from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.storage.claim import CLAIM_FILE, Claim, Holder, holders, taken
 from streamseq.storage.findings import some
 from streamseq.storage.place import Place, place_of, version_name
+from streamseq.storage.strict_json import parse_json
 from streamseq.storage.version import parse_version
 
 #: How long the claim of another machine counts as live without a sign of life.
@@ -28,6 +29,8 @@ OLDER_THAN = timedelta(days=1)
 
 # A folder in the staging area that is not a leftover: an unfinished prediction goes on with what lies there.
 _RESUMABLE = "predict"
+# Where the receipts of ingestions lie, one folder a job.
+_JOBS = "staging/jobs"
 _STAGED = re.compile(r"(probe-)?[0-9a-f]{16}|job-[0-9a-f]{16}(-stopped)?")
 _SHARD = re.compile(r"([0-9a-f]{16})-[0-9]{6,12}")
 _TABLE = re.compile(r"([0-9a-f]{16})\.[a-z]+\.arrow")
@@ -100,18 +103,22 @@ def clean(
     *,
     dry_run: bool = False,
     older_than: timedelta | float = OLDER_THAN,
+    jobs: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CleanReport:
     """Remove what writers that died left in a store: unnamed shards and tables, and folders of the staging area.
 
     Writers may be at work meanwhile. Kept is whatever a version names, what belongs to a writer that lives, what is
-    younger than the oldest live writer and nobody's in particular, and what an unfinished `ss.predict` goes on with.
+    younger than the oldest live writer and nobody's in particular, and what an unfinished `ss.predict` or `ss.ingest` goes
+    on with.
 
     Args:
         uri: Where the store lies.
         dry_run: Only say what would be removed.
         older_than: A `timedelta` or seconds: how long a writer on another machine counts as live without a sign of
             life. A writer of this machine is known to live or not.
+        jobs: Remove as well what an `ss.ingest` that is run again need not do again, where no writer is at work: it
+            then begins anew.
         storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
             configuration say.
 
@@ -135,11 +142,13 @@ def clean(
     if not place.version_numbers() and not (set(place.names("")) and place.holds_only_leftovers()):
         raise StoreError(f"{place.uri} is not a store, and holds nothing of one: check the address")
     if dry_run:
-        found, writers = _find(place, time.time(), seconds)
+        found, writers = _find(place, time.time(), seconds, jobs=jobs)
     else:
         with Claim(place, "streamseq clean") as own:
             # The time by the clock of where the store lies, which may be another machine's.
-            found, writers = _find(place, place.modified(f"staging/{own.folder}/{CLAIM_FILE}"), seconds, own.folder)
+            found, writers = _find(
+                place, place.modified(f"staging/{own.folder}/{CLAIM_FILE}"), seconds, own.folder, jobs
+            )
     removed: list[Leftover] = []
     kept: list[Leftover] = []
     for leftover in found:
@@ -160,15 +169,20 @@ def unnamed(place: Place) -> list[str]:
     return [leftover.name for leftover in found if not leftover.kept]
 
 
-def _find(place: Place, now: float, older_than: float, own: str = "") -> tuple[list[Leftover], list[str]]:
+def _find(
+    place: Place, now: float, older_than: float, own: str = "", jobs: bool = False
+) -> tuple[list[Leftover], list[str]]:
     """What no version names, and the writers that are at work. The order of the steps matters: see the module."""
     staged = [name for name in place.names("staging") if _STAGED.fullmatch(name) and name != own]
     shards = [name for name in place.names("shards") if _SHARD.fullmatch(name)]
     tables = [name for name in place.names("tables") if _TABLE.fullmatch(name)]
     claims = [claim for claim in holders(place, now, older_than) if claim.folder != own]
-    named, resumable = _named(place), _resumable(place)
     rule = _Rule(claims)
     found: list[Leftover] = []
+    jobs = jobs and not any(claim.live for claim in claims)
+    if jobs and place.names(_JOBS):
+        found.append(Leftover(name=_JOBS, kind="staging"))
+    named, resumable = _named(place), _resumable(place, jobs=not jobs)
 
     def add(name: str, kind: Kind, writer: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # its writer was faster
@@ -178,9 +192,10 @@ def _find(place: Place, now: float, older_than: float, own: str = "") -> tuple[l
     for name in sorted(staged):
         add(f"staging/{name}", "staging", name)
     for name in sorted(set(shards) - named):
-        if resumable is None or name in resumable:
-            why = "an unfinished prediction goes on with it" if resumable else "receipts of a prediction are damaged"
-            found.append(Leftover(name=f"shards/{name}", kind="shard", kept=why))
+        if resumable is None:
+            found.append(Leftover(name=f"shards/{name}", kind="shard", kept="receipts of a prediction are damaged"))
+        elif name in resumable:
+            found.append(Leftover(name=f"shards/{name}", kind="shard", kept=resumable[name]))
         else:
             add(f"shards/{name}", "shard", name.split("-")[0])
     for name in sorted(set(tables) - named):
@@ -220,9 +235,9 @@ def _named(place: Place) -> set[str]:
     return named
 
 
-def _resumable(place: Place) -> set[str] | None:
-    """The shards of finished tasks of an unfinished prediction; None where a task's receipt cannot be read."""
-    shards: set[str] = set()
+def _resumable(place: Place, jobs: bool) -> dict[str, str] | None:
+    """The shards that something goes on with, and what; None where the receipt of a prediction cannot be read."""
+    shards = _job_shards(place) if jobs else {}
     folder = f"staging/{_RESUMABLE}/receipts"
     for name in place.names(folder):
         if not name.isdecimal():
@@ -233,7 +248,20 @@ def _resumable(place: Place) -> set[str] | None:
             continue
         except StoreError:
             return None
-        shards.update(shard.id for shard in receipt.shards)
+        shards.update((shard.id, "an unfinished prediction goes on with it") for shard in receipt.shards)
+    return shards
+
+
+def _job_shards(place: Place) -> dict[str, str]:
+    """The shards of finished tasks of ingestions. A receipt that cannot be read is of no use to them either."""
+    shards = {}
+    for job in place.names(_JOBS):
+        for name in place.names(f"{_JOBS}/{job}"):
+            with contextlib.suppress(FileNotFoundError, StoreError, ValueError, KeyError, TypeError):
+                for shard in parse_json(place.read(f"{_JOBS}/{job}/{name}"))["shards"]:
+                    shards[shard["id"]] = (
+                        "an ingestion that is run again goes on with it (jobs=True, --jobs removes it)"
+                    )
     return shards
 
 

@@ -1,6 +1,6 @@
 """The manifest of a shard: where the chunks of each field lie in its file, and their checksums; one for both backends.
 
-Its own checksum is in the version file. So a chunk, or a whole file, that was swapped with an intact other one is found.
+Its own checksum is in the version file: a chunk, or a whole file, that was swapped with an intact other one is found.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Names are relative to the root of the store, with `/` between folders: `versions
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 from streamseq.core.errors import StoreError
 from streamseq.storage import commit
 from streamseq.storage.location import StoreFolder, is_remote, local_path, version_of
+from streamseq.storage.plain_file import check_folder_inside, open_inside, read_inside
+from streamseq.storage.version import MAX_VERSION_BYTES
 
 #: The folders of a store, and the file that makes each a Zarr group.
 FOLDERS = ("versions", "tables", "shards", "staging")
@@ -43,10 +46,11 @@ class Place(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The content of a small file.
+        """The content of a file of at most `MAX_VERSION_BYTES`.
 
         Raises:
             FileNotFoundError: There is none.
+            CorruptionError: It is larger, or no plain file.
         """
 
     @abstractmethod
@@ -59,7 +63,13 @@ class Place(ABC):
 
     @abstractmethod
     def shard(self, shard: str, field: str) -> AbstractContextManager[Path]:
-        """A folder of this machine in which the files of one field of a shard lie; they can be opened in the block."""
+        """A folder of this machine in which the files of one field of a shard lie; they can be opened in the block.
+
+        Where there is no such shard, files are missing in the folder.
+
+        Raises:
+            CorruptionError: There is something else than a folder.
+        """
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -177,17 +187,18 @@ class LocalPlace(Place):
 
     def read(self, name: str) -> bytes:
         """See `Place.read`."""
-        try:
-            return (self.root / name).read_bytes()
-        except NotADirectoryError as error:
-            raise FileNotFoundError(*error.args) from None
+        if not self.root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
+        return read_inside(self.root, name, MAX_VERSION_BYTES)
 
     def file(self, name: str) -> AbstractContextManager[Path]:
-        """See `Place.file`: the file itself."""
+        """See `Place.file`: the file itself, a plain one to which no link leads."""
+        os.close(open_inside(self.root, name))
         return contextlib.nullcontext(self.root / name)
 
     def shard(self, shard: str, field: str) -> AbstractContextManager[Path]:
-        """See `Place.shard`: the folder itself."""
+        """See `Place.shard`: the folder itself, to which no link leads."""
+        check_folder_inside(self.root, f"shards/{shard}")
         return contextlib.nullcontext(self.root / "shards" / shard)
 
     def exists(self, name: str) -> bool:

@@ -6,6 +6,7 @@ a device in place of a file is neither waited for nor read.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -30,20 +31,31 @@ def open_inside(folder: Path, name: str) -> int:
         CorruptionError: There is something else, or a symbolic link on the way.
         StoreError: It cannot be opened.
     """
-    *below, last = name.split("/")
-    above = _open(folder, name, folder, _FOLDER & ~os.O_NOFOLLOW, None)
+    above, _, last = name.rpartition("/")
+    holder = _open_folder(folder, above)
     try:
-        for each in below:
-            inner = _open(folder, name, each, _FOLDER, above)
-            os.close(above)
-            above = inner
-        descriptor = _open(folder, name, last, _FILE, above)
+        descriptor = _open(folder / above, last, _FILE, holder)
     finally:
-        os.close(above)
+        os.close(holder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CorruptionError(f"a store holds plain files, {folder / name} is none: restore it from a copy")
     return descriptor
+
+
+def check_folder_inside(folder: Path, name: str) -> None:
+    """Check that what is below a folder under a name, if there is anything, is a folder to which no link leads.
+
+    Args:
+        folder: The folder, a path that is trusted.
+        name: The path of the folder in it, with `/` between names.
+
+    Raises:
+        CorruptionError: There is something else, or a symbolic link on the way.
+        StoreError: It cannot be opened.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.close(_open_folder(folder, name))
 
 
 def read_inside(folder: Path, name: str, limit: int) -> bytes:
@@ -78,16 +90,32 @@ def read_inside(folder: Path, name: str, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def _open(folder: Path, name: str, each: str | Path, flags: int, above: int | None) -> int:
+def _open_folder(folder: Path, name: str) -> int:
+    """Open a folder below another one, in itself where the name is empty."""
+    path, held = folder, _open(folder, ".", _FOLDER, None)
     try:
-        return os.open(each, flags, dir_fd=above)
+        for each in name.split("/") if name else []:
+            inner = _open(path, each, _FOLDER, held)
+            os.close(held)
+            path, held = path / each, inner
+    except BaseException:
+        os.close(held)
+        raise
+    return held
+
+
+def _open(folder: Path, name: str, flags: int, holder: int | None) -> int:
+    """Open what has a name in a folder, whose descriptor is `holder` where it is open."""
+    path = folder / name
+    try:
+        return os.open(path if holder is None else name, flags, dir_fd=holder)
     except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, error.strerror, str(folder / name)) from None
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     except OSError as error:
         # ENXIO: a socket. Linux says ENOTDIR or ELOOP of a link, depending on the flags.
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK):
             raise CorruptionError(
-                f"a store holds plain files and folders, {str(each)!r} on the way to {folder / name} is neither (links "
-                "are not followed): restore it from a copy"
+                f"a store holds plain files and folders, and {path} is something else or a link, which is not "
+                "followed: restore it from a copy"
             ) from None
-        raise StoreError(f"{folder / name} cannot be opened: {error.strerror}") from error
+        raise StoreError(f"{path} cannot be opened: {error.strerror}") from error

@@ -15,6 +15,7 @@ from streamseq.storage.new_version import Added, commit_version, fingerprint_of
 from streamseq.storage.place import Place, place_of
 from streamseq.storage.rows import merge_pieces, sort_pieces
 from streamseq.storage.shard_writer import Receipt, agreed_attrs
+from streamseq.storage.version import Shard
 
 
 def commit_receipts(
@@ -59,9 +60,7 @@ def commit_receipts(
         return base_version
     newest = base
     while True:
-        for shard in shards:
-            if not place.exists(f"shards/{shard.id}"):
-                raise StoreError(f"shard {shard.id} of a receipt is not in {place.uri}: write it again")
+        _check_shards(place, shards)
         added = _collect(receipts, newest)
         number = 1 if newest is None else newest.version + 1
         if commit_version(
@@ -83,6 +82,45 @@ def commit_receipts(
             )
         newest = DiskStore(place)
         _check_same_sequences(receipts, base, newest)
+
+
+def replace_by_receipts(before: DiskStore, receipts: Sequence[Receipt], job: str | None = None) -> int:
+    """Make what the receipts say, and nothing else, the version after one; older versions stay as they are.
+
+    Args:
+        before: The newest version.
+        receipts: The receipts, as for `commit_receipts`; their shards may be those of versions before.
+        job: What wrote it, for the log; None: the name of the program.
+
+    Returns:
+        The number of the version: that of `before` where it holds just this already.
+
+    Raises:
+        VersionConflictError: Another writer committed a version meanwhile. Nothing was changed.
+        StoreError: A shard is not there.
+    """
+    place, layout = before.place, before.layout
+    shards = [shard for receipt in receipts for shard in receipt.shards]
+    added = _collect(receipts, None)
+    fingerprint = fingerprint_of("", layout, shards, added)
+    if fingerprint == before.fingerprint and shards == list(before.snapshot.shards):
+        return before.version
+    _check_shards(place, shards)
+    number = before.version + 1
+    if not commit_version(
+        place, number, layout, shards, (), added, fingerprint=fingerprint, operation="replace", job=job
+    ):
+        raise VersionConflictError(
+            f"version {number} of {place.uri} was committed by another writer meanwhile, nothing of this job is "
+            "visible: run it again on the newest version, or into another store"
+        )
+    return number
+
+
+def _check_shards(place: Place, shards: Sequence[Shard]) -> None:
+    for shard in shards:
+        if not place.exists(f"shards/{shard.id}"):
+            raise StoreError(f"shard {shard.id} of a receipt is not in {place.uri}: write it again")
 
 
 def abandon_receipts(root: str | os.PathLike[str] | Place, receipts: Sequence[Receipt]) -> None:

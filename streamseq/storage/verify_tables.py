@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +13,7 @@ from streamseq.core.errors import StoreError
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.findings import Problem, Span
 from streamseq.storage.rows import Pieces
+from streamseq.storage.strict_json import parse_json
 from streamseq.storage.table import INDEX, PIECES, SEQUENCES, Table, hash_of
 from streamseq.storage.version import Version
 
@@ -161,8 +161,8 @@ def _twice(tables: Sequence[Table], hashes: NDArray[np.uint32]) -> list[str]:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(text.encode()), dict)
+    except ValueError:
         return False
 
 

@@ -14,11 +14,14 @@ from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import CODECS, Field, check_fields
 from streamseq.storage.checksum import crc32c, to_hex
 from streamseq.storage.layout import BACKENDS, MAX_CHUNK_BYTES, MAX_SHARD_CHUNKS, ShardLayout
+from streamseq.storage.strict_json import is_text, parse_json
 
 FORMAT = "streamseq"
 FORMAT_VERSION = 1
-OPERATIONS = ("write", "compact", "repair")
+OPERATIONS = ("write", "replace", "compact", "repair")
 
+#: Bytes that a version file has at most: it is held in memory.
+MAX_VERSION_BYTES = 1 << 28
 #: Bytes of a table's file that have a checksum of their own; the last block has what is left.
 BLOCK_BYTES = 1 << 16
 
@@ -31,6 +34,7 @@ _CRCS = re.compile(r"([0-9a-f]{8})*")
 _ROW_BYTES = {"sequences": 16, "pieces": 24, "index": 12}
 _CRC = re.compile(r"[0-9a-f]{8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DTYPES = {np.dtype(kind).name for kind in "?bBhHiIqQefd"}
 
 T = TypeVar("T")
 
@@ -98,7 +102,7 @@ class Version:
         writer: The id of the commit.
         created: When, UTC.
         software: What wrote it.
-        operation: How it came to be: "write", "compact" or "repair".
+        operation: How it came to be: "write", "replace" (a job wrote again what it had written), "compact" or "repair".
         job: What wrote it, in the words of whoever did.
         layout: How its shards are cut and encoded.
         shards: Its shards, in order.
@@ -123,7 +127,11 @@ class Version:
 
 
 def format_version(version: Version) -> bytes:
-    """Write a version as the bytes of its file."""
+    """Write a version as the bytes of its file.
+
+    Raises:
+        StoreError: It has more shards than a version file has room for.
+    """
     layout = version.layout
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -148,15 +156,7 @@ def format_version(version: Version) -> bytes:
         ],
         "shard_timesteps": layout.shard_timesteps,
         "shards": [
-            {
-                "id": shard.id,
-                "timesteps": shard.num_timesteps,
-                "fields": {
-                    name: {"bytes": stored.num_bytes, "crc32c": to_hex(stored.crc32c)}
-                    for name, stored in shard.fields.items()
-                },
-                "manifest_crc32c": to_hex(shard.manifest_crc32c),
-            }
+            shard_document(shard)
             for shard in version.shards
         ],
         "tables": [
@@ -176,7 +176,25 @@ def format_version(version: Version) -> bytes:
         "fingerprint": version.fingerprint,
     }
     document["crc32c"] = to_hex(_document_crc(document))
-    return json.dumps(document, indent=1).encode()
+    content = json.dumps(document, indent=1).encode()
+    if len(content) > MAX_VERSION_BYTES:
+        raise StoreError(
+            f"a version file has at most {MAX_VERSION_BYTES} bytes, that of {len(version.shards)} shards has "
+            f"{len(content)}: write larger shards (shard_bytes)"
+        )
+    return content
+
+
+def shard_document(shard: Shard) -> dict[str, Any]:
+    """Return what a version file says of a shard."""
+    return {
+        "id": shard.id,
+        "timesteps": shard.num_timesteps,
+        "fields": {
+            name: {"bytes": stored.num_bytes, "crc32c": to_hex(stored.crc32c)} for name, stored in shard.fields.items()
+        },
+        "manifest_crc32c": to_hex(shard.manifest_crc32c),
+    }
 
 
 def parse_version(content: bytes, number: int, where: str) -> Version:
@@ -192,9 +210,12 @@ def parse_version(content: bytes, number: int, where: str) -> Version:
         StoreError: It is not a file of this format, or of a later version of the format.
     """
     try:
-        document = json.loads(content)
-    except ValueError:
-        raise CorruptionError(f"{where} is not JSON: restore it from a copy, or open another version") from None
+        document = parse_json(content)
+        found = to_hex(_document_crc(document)) if isinstance(document, dict) else ""
+    except ValueError as error:
+        raise CorruptionError(
+            f"{where} is not JSON: {error}; restore it from a copy, or open another version"
+        ) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StoreError(f"{where} does not describe a streamseq store: check the address")
     if document.get("format_version") != FORMAT_VERSION:
@@ -203,7 +224,6 @@ def parse_version(content: bytes, number: int, where: str) -> Version:
             f"install the software that wrote it, {document.get('software')!r}, or a later one"
         )
     claimed = document.pop("crc32c", None)
-    found = to_hex(_document_crc(document))
     if claimed != found:
         raise CorruptionError(
             f"{where} has crc32c {found} and says {claimed!r}: restore it from a copy, or open another version"
@@ -216,14 +236,22 @@ def parse_version(content: bytes, number: int, where: str) -> Version:
 
 
 def _document_crc(document: Mapping[str, Any]) -> int:
-    """The crc32c of the document without its own, in the one spelling that depends on nothing but the content."""
-    return crc32c(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+    """The crc32c of the document without its own, in the one spelling that depends on nothing but the content.
+
+    Raises:
+        ValueError: It is nested too deeply to be one of ours.
+    """
+    content = {name: value for name, value in document.items() if name != "crc32c"}
+    try:
+        return crc32c(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _version(document: dict[str, Any], number: int) -> Version:
     layout = _layout(document)
     _require(document["version"] == number, f"it is the file of version {document['version']!r}")
-    shards = tuple(_shard(entry, layout) for entry in _list(document["shards"]))
+    shards = tuple(parse_shard(entry, layout) for entry in _list(document["shards"]))
     tables = tuple(
         Tables(**{kind: _table(entry[kind], kind) for kind in _ROW_BYTES}) for entry in _list(document["tables"])
     )
@@ -250,6 +278,10 @@ def _version(document: dict[str, Any], number: int) -> Version:
     )
 
 
+def _dtype(value: object) -> str:
+    return _checked(str, value, lambda text: text in _DTYPES, f"one of {', '.join(sorted(_DTYPES))}")
+
+
 def _operation(value: object) -> str:
     return _checked(str, value, lambda text: text in OPERATIONS, f"one of {', '.join(OPERATIONS)}")
 
@@ -262,7 +294,7 @@ def _layout(document: dict[str, Any]) -> ShardLayout:
     _require(len(set(names)) == len(names), "a field is listed twice")
     fields = check_fields(
         {
-            name: Field(_text(entry["dtype"]), tuple(_count(size) for size in _list(entry["shape"])), entry["codec"])
+            name: Field(_dtype(entry["dtype"]), tuple(_count(size) for size in _list(entry["shape"])), entry["codec"])
             for name, entry in zip(names, entries, strict=True)
         }
     )
@@ -280,7 +312,12 @@ def _layout(document: dict[str, Any]) -> ShardLayout:
     )
 
 
-def _shard(entry: dict[str, Any], layout: ShardLayout) -> Shard:
+def parse_shard(entry: dict[str, Any], layout: ShardLayout) -> Shard:
+    """Read what a version file says of a shard, believing nothing that was not checked.
+
+    Raises:
+        KeyError, TypeError, ValueError: It breaks a rule of the format.
+    """
     stored = {
         name: StoredField(num_bytes=_count(value["bytes"]), crc32c=_crc(value["crc32c"]))
         for name, value in entry["fields"].items()
@@ -329,7 +366,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _text(value: object) -> str:
-    return _checked(str, value, lambda _: True, "text")
+    return _checked(str, value, is_text, "text")
 
 
 def _count(value: object) -> int:

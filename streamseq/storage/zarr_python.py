@@ -91,7 +91,7 @@ class ZarrPythonChunks:
 
     def extent(self, chunk: int) -> None:
         """zarr-python does not say."""
-        return None
+        return
 
 
 def _sizes(folder: Path, where: str) -> list[int]:

@@ -155,7 +155,7 @@ class ZarrFieldFile:
 
 
 def write_zarr_manifest(shard: Path, fields: Mapping[str, FieldManifest]) -> int:
-    """Write the `zarr.json` of the group that a shard is, with its manifest, and return its crc32c; it is on the disk."""
+    """Write the `zarr.json` of a shard's group, with its manifest, put it on the disk, and return its crc32c."""
     content = manifest_bytes(_GROUP | {"attributes": {FORMAT: manifest_document(fields)}})
     write_durably(shard / _METADATA, content)
     return crc32c(content)

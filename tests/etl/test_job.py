@@ -76,13 +76,13 @@ def test_the_report_accounts_for_everything(tmp_path):
     assert seen[0] == (0, 20)
     assert seen[1:] == [(10, 20), (20, 20)]
     said = json.loads(report.to_json())
-    assert said["skipped"] == [{"what": "bad.txt", "reason": "unreadable"}]
+    assert said["skipped"] == [{"what": "bad.txt", "place": "", "reason": "unreadable"}]
     assert {key: said[key] for key in ("sequences", "timesteps", "bytes_in")} == {
         "sequences": 2,
         "timesteps": 315,
         "bytes_in": 16,
     }
-    assert "left out 1: bad.txt (unreadable)" in str(report)
+    assert "left out 1: bad.txt: unreadable" in str(report)
 
 
 class Odd(Exception):

@@ -1,0 +1,158 @@
+"""The receipts of finished tasks, in the store's staging area: what a job that is run again need not do again.
+
+    staging/jobs/<key of the job>/<key of the partition>.json
+
+A receipt is put there whole and once, by the task that wrote the shards it names, after they are on the disk. It stays
+when the version is committed, so that a job whose data changed reads only that again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamseq.core.errors import StoreError
+from streamseq.etl.source import Skipped
+from streamseq.etl.task_result import TaskResult
+from streamseq.storage.checksum import crc32c, to_hex
+from streamseq.storage.layout import ShardLayout
+from streamseq.storage.place import Place
+from streamseq.storage.shard_writer import Receipt
+from streamseq.storage.strict_json import parse_json
+from streamseq.storage.version import parse_shard, shard_document
+
+FOLDER = "jobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """The receipts of one job. Picklable: tasks in other processes have a copy.
+
+    Args:
+        place: Where the store lies.
+        key: The key of the job.
+        layout: How its shards are cut and encoded.
+    """
+
+    place: Place
+    key: str
+    layout: ShardLayout
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the store."""
+        return f"staging/{FOLDER}/{self.key}"
+
+    def open(self) -> None:
+        """Let receipts be put there."""
+        self.place.staging(f"{FOLDER}/{self.key}")
+
+    def put(self, partition: str, result: TaskResult) -> TaskResult:
+        """Put the receipt of a task; return it, or that of another attempt at the task that was faster."""
+        staging = self.place.staging(result.receipt.writer)
+        try:
+            if self.place.put_if_absent(f"{self.folder}/{partition}.json", _content(result), staging):
+                return result
+        finally:
+            self.place.end_staging(result.receipt.writer)
+        return self.find([partition]).get(partition, result)
+
+    def find(self, partitions: Iterable[str]) -> dict[str, TaskResult]:
+        """The receipts that there are of some partitions, and whose shards are there; damaged ones are removed."""
+        there = set(self.place.names(self.folder))
+        shards = set(self.place.names("shards"))
+        found = {}
+        for partition in partitions:
+            name = f"{partition}.json"
+            if name not in there:
+                continue
+            try:
+                result = _parse(self.place.read(f"{self.folder}/{name}"), self.layout)
+            except (ValueError, StoreError, FileNotFoundError):
+                self.place.remove(f"{self.folder}/{name}")
+                continue
+            if all(shard.id in shards for shard in result.receipt.shards):
+                found[partition] = result
+            else:
+                self.place.remove(f"{self.folder}/{name}")
+        return found
+
+    def all(self) -> dict[str, TaskResult]:
+        """All receipts that there are, also of partitions as they were before."""
+        names = self.place.names(self.folder)
+        return self.find(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def receipts_of(content: bytes) -> list[str]:
+    """The shards that a receipt names, whatever job it is of.
+
+    Raises:
+        ValueError: It is no receipt.
+    """
+    try:
+        return [str(shard["id"]) for shard in _checked(content)["shards"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it is no receipt: {error}") from None
+
+
+def _content(result: TaskResult) -> bytes:
+    receipt = result.receipt
+    document: dict[str, Any] = {
+        "writer": receipt.writer,
+        "shards": [shard_document(shard) for shard in receipt.shards],
+        "ids": receipt.ids,
+        "attrs": receipt.attrs,
+        "pieces": receipt.pieces.tolist(),
+        "bytes_in": result.bytes_in,
+        "skipped": [
+            {
+                "what": item.what,
+                "place": item.place,
+                "reason": item.reason,
+                "num_bytes": item.num_bytes,
+                "content": None if item.content is None else item.content.hex(),
+            }
+            for item in result.skipped
+        ],
+    }
+    document["crc32c"] = to_hex(_crc(document))
+    return json.dumps(document).encode()
+
+
+def _crc(document: dict[str, Any]) -> int:
+    return crc32c(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _checked(content: bytes) -> dict[str, Any]:
+    document = parse_json(content)
+    if not isinstance(document, dict) or document.pop("crc32c", None) != to_hex(_crc(document)):
+        raise ValueError("it fails its checksum")
+    return document
+
+
+def _parse(content: bytes, layout: ShardLayout) -> TaskResult:
+    """Read a receipt.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        document = _checked(content)
+        receipt = Receipt(
+            writer=str(document["writer"]),
+            shards=tuple(parse_shard(shard, layout) for shard in document["shards"]),
+            ids=tuple(document["ids"]),
+            attrs=tuple(document["attrs"]),
+            pieces=np.array(document["pieces"], np.int64).reshape(-1, 3),
+        )
+        skipped = tuple(
+            Skipped(**{**item, "content": None if item["content"] is None else bytes.fromhex(item["content"])})
+            for item in document["skipped"]
+        )
+        return TaskResult(receipt=receipt, skipped=skipped, bytes_in=int(document["bytes_in"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it is no receipt: {error}") from None

@@ -1,0 +1,23 @@
+"""What a task of a job hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamseq.etl.source import Skipped
+from streamseq.storage.shard_writer import Receipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """What a task hands back; picklable.
+
+    Args:
+        receipt: What it wrote.
+        skipped: What it left out.
+        bytes_in: The bytes of input that went in.
+    """
+
+    receipt: Receipt
+    skipped: tuple[Skipped, ...]
+    bytes_in: int
