@@ -243,7 +243,7 @@ class Plan:
             switches = (*switches, (int(self.settings.window), int(step)))
         settings = replace(self.settings, window=window, switches=switches)
         rest = copy(self)
-        for cached in ("fingerprint", "occupancy"):
+        for cached in ("fingerprint", "occupancy", "reach"):
             rest.__dict__.pop(cached, None)
         rest.settings = settings
         rest._layout = self._rest(int(step), int(self.settings.window))
@@ -277,6 +277,26 @@ class Plan:
                     f"got {got[at]} in the token: pass the token of a whole window, as the stream made it"
                 )
         return token.step + 1
+
+    @cached_property
+    def reach(self) -> int:
+        """The most timesteps of a window grid that lie between a reset and a final timestep: as `longest`, but with
+        the padding in the middle of groups, which are there with the domain split."""
+        window = self.settings.window
+        if not isinstance(self._pieces, DomainPieces) or window is None or not len(self._keys):
+            return self.longest
+        lanes, first = int(self.settings.lanes), self._layout.first
+        # The windows of each piece, from where the next one begins; the last one of a lane ends with the lane.
+        lane = np.repeat(np.arange(lanes), np.diff(first))
+        begins = self._keys - lane * self._stride
+        held = self._layout.held
+        ends = np.append(begins[1:], 0)
+        ends[first[1:][held] - 1] = self._held[held]
+        opens = np.zeros(len(self._pieces), np.bool_)
+        opens[self._pieces.group_first()] = True
+        opens = opens[self._layout.pieces]
+        opens[first[:-1][held]] = True
+        return int(np.add.reduceat(ends - begins, np.flatnonzero(opens)).max()) * int(window)
 
     @cached_property
     def occupancy(self) -> Occupancy:

@@ -21,7 +21,8 @@ def read_before(stream: StreamDataset, window: Window, timesteps: int, offset: i
 
     They end where that timestep begins. A sequence that has fewer before it starts later in the window that is
     returned, at the offset that its row in `token.segments` says; lanes that are idle, or hold the first timestep of
-    their sequence, are idle in it. No loss counts: the mask is off. Timesteps outside chosen spans are shown too.
+    their sequence, are idle in it. No loss counts: the mask is off. Timesteps outside chosen spans are shown too, those
+    before a break of the data (`ss.splits.Domain`) are not.
 
     Args:
         stream: Of which the window is; its fields and lookaheads are read.
@@ -47,12 +48,14 @@ def read_before(stream: StreamDataset, window: Window, timesteps: int, offset: i
         there = token.segments[place]
         sequence = np.where(place < 0, -1, there["sequence"])
         position = there["start"] + offset - there["offset"]
-    lanes = np.flatnonzero((sequence >= 0) & (position > 0))
+    boundaries = stream.plan.boundaries
+    broken = np.zeros_like(position) if boundaries is None else boundaries.last_break(sequence, position)
+    lanes = np.flatnonzero((sequence >= 0) & (position > broken))
     arrays = {
         name: np.zeros((len(sequence), timesteps, *store.fields[each.field].shape), store.fields[each.field].dtype)
         for name, each in stream.emitted.items()
     }
-    counts = np.minimum(position[lanes], timesteps)
+    counts = np.minimum((position - broken)[lanes], timesteps)
     for lane, count in zip(lanes.tolist(), counts.tolist(), strict=True):
         index, stop = int(sequence[lane]), int(position[lane])
         for name, each in stream.emitted.items():

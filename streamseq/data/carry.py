@@ -58,18 +58,50 @@ def check_follows(token: StateToken, previous: StateToken | None) -> None:
     )
 
 
+_STOPS = ("refuse", "model")
+
+
+def _check_stops(token: StateToken) -> None:
+    """Refuse a window in which a lane holds timesteps, stops, and goes on in the next one.
+
+    Raises:
+        ValueError: There is such a lane.
+    """
+    lengths = token.lengths
+    early = ~token.final & (lengths > 0) & (lengths < token.num_steps)
+    if early.any():
+        place = int(np.argmax(early))
+        raise ValueError(
+            f"lane {token.lane[place]} stops after {lengths[place]} of {token.num_steps} timesteps of window "
+            f"{token.step} and goes on in the next one: padding must not be fed into its state: iterate "
+            'window.parts(), or run the model with pack_padded_sequence and window.lengths and say Carry(stops="model")'
+        )
+
+
 class Carry:
     """Carries the state of each lane from one window to the next, and starts it anew where the token says so.
 
     With tail="pack" sequences also start inside windows, of which a carry knows nothing: there the model itself must
-    take the initial state, at `token.resets` or between the borders of `token.cu_seqlens`. `TBPTT` needs no such model,
-    as it cuts windows at the resets.
+    take the initial state, at `token.resets` or between the borders of `token.cu_seqlens`.
+
+    With `ss.splits.Domain` lanes stop inside their sequences at different timesteps, and go on in the next window with
+    the state of their own stop. What a model makes of the padding after it must not be carried on, and a carry cannot
+    take it out of a state again.
+
+    For both there is `window.parts()`: each part of a window is entered and left like a window. (`TBPTT` needs
+    neither.)
 
     Args:
         initial_state: The state before a sequence: None for zeros, a callable of B, or a module with
             `.initial_state(B)`.
         lane_axis: The axis of the state's tensors that counts lanes: an int, or a pytree like the state's; None: the
             only axis of size B.
+        stops: Where a lane stops before the end of a window and goes on in the next one: "refuse": it is an error;
+            "model": the model gives the state of each lane at its own stop, `window.lengths`, as PyTorch's
+            `pack_padded_sequence` does.
+
+    Raises:
+        ValueError: `stops` is neither.
 
     Example:
         >>> import numpy as np, torch, streamseq as ss
@@ -83,7 +115,10 @@ class Carry:
         5.0
     """
 
-    def __init__(self, initial_state: Any = None, lane_axis: Any = None) -> None:
+    def __init__(self, initial_state: Any = None, lane_axis: Any = None, stops: str = "refuse") -> None:
+        if stops not in _STOPS:
+            raise ValueError(f"stops is one of {', '.join(_STOPS)}, got {stops!r}")
+        self._own_stops = stops == "model"
         self._initial = initial_state_of(initial_state)
         self._lane_axis = lane_axis
         self._token: StateToken | None = None
@@ -97,9 +132,12 @@ class Carry:
 
         Raises:
             ContinuityError: The window does not follow the one before on some lane.
-            ValueError: The lane axis cannot be told; pass `lane_axis`.
+            ValueError: The lane axis cannot be told; pass `lane_axis`. Or a lane stops before the end of the window and
+                goes on in the next one, and the model does not say that it gives the state of that timestep.
         """
         check_follows(token, self._token)
+        if not self._own_stops:
+            _check_stops(token)
         lanes = len(token.lane)
         anew = token.starts_anew
         if self._state is None or anew.all():
@@ -111,7 +149,7 @@ class Carry:
         return states.replace_lanes(self._state, anew, initial, axes)
 
     def leave(self, token: StateToken, state: Any) -> None:
-        """Keep the state after a window, detached.
+        """Keep the state after a window, detached; of lanes that hold nothing in it, a part, the one before it.
 
         Raises:
             ContinuityError: The window does not follow the one before on some lane.
@@ -120,6 +158,10 @@ class Carry:
         check_follows(token, self._token)
         if state is not None and self._lane_axis is not None:
             states.lane_axes(state, len(token.lane), self._lane_axis)
+        holding = ~token.idle & (token.lengths == 0)
+        if holding.any() and state is not None and self._state is not None:
+            axes = states.lane_axes(state, len(token.lane), self._lane_axis)
+            state = states.replace_lanes(state, holding, self._state, axes)
         self._token = token
         self._state = states.detach(state)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from streamseq.core.boundaries import Boundaries
 from streamseq.core.errors import PlanError, ResumeError
 from streamseq.core.layout import Occupancy
 from streamseq.core.plan import Plan, lanes_of_rank
@@ -18,11 +19,12 @@ from streamseq.core.selection import Selection, select_all, select_spans
 from streamseq.core.settings import PlanSettings
 from streamseq.core.shuffle import RUN
 from streamseq.core.sizes import parse_bytes
-from streamseq.core.splits import Naive, Split
+from streamseq.core.splits import Domain, Naive, Split
 from streamseq.core.tokens import Position, StateToken
 from streamseq.data.blocks import BlockReader
 from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
+from streamseq.data.domain import find_boundaries
 from streamseq.data.limits import Limits, Needs, limits_within, usual_limits
 from streamseq.data.requests import Emitted, View
 from streamseq.data.window import Window
@@ -45,7 +47,8 @@ class StreamDataset(IterableDataset[Window]):
         lookahead: Name -> (field, offset): `{"target": ("x", 1)}` emits target[t] = x[t+1]. Timesteps without one
             are masked.
         batch_first: Tensors are [B, K, *D]; False: [K, B, *D].
-        split: `ss.splits.Naive()` or `ss.splits.AsIs()`.
+        split: `ss.splits.Naive()`, `ss.splits.AsIs()`, or `ss.splits.Domain(...)`: windows end where the data says, and
+            the fields that say so are looked through once, here.
         shuffle: Take the sequences in a random order, another one in each epoch.
         seed: Of the shuffling.
         epoch: To begin with.
@@ -64,7 +67,8 @@ class StreamDataset(IterableDataset[Window]):
         PlanError: Nothing to emit, fewer lanes than ranks, or not enough `memory`; when iterating with a loader that
             reads more blocks ahead than fit.
         KeyError: A field, or the id of a sequence, is not in the store.
-        TypeError, ValueError: An argument is of a wrong type or out of range.
+        TypeError, ValueError: An argument is of a wrong type or out of range, or a boundary rule does not go with its
+            field.
 
     Example:
         >>> import numpy as np, streamseq as ss
@@ -79,6 +83,9 @@ class StreamDataset(IterableDataset[Window]):
         [[[0, 1, 2, 3]], [[4, 0, 1, 2]]]
         >>> packed[1].token.segments.tolist()  # lane, offset, sequence, start, stop, reset
         [(0, 0, 0, 4, 5, False), (0, 1, 1, 0, 3, True)]
+        >>> ending = ss.StreamDataset(store, lanes=1, window=4, split=ss.splits.Domain({"a": [2]}))
+        >>> [(window["x"].tolist(), window.lengths.item(), window.token.reset.item()) for window in ending]
+        [([[0, 1, 0, 0]], 2, True), ([[2, 3, 4, 0]], 3, False), ([[0, 1, 2, 0]], 3, True)]
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class StreamDataset(IterableDataset[Window]):
         # Chosen anew from each version: what can be gone through but once is kept as a list.
         self._sequences = sequences if sequences is None or hasattr(sequences, "to_pylist") else _listed(sequences)
         self._selection = _selection(store, self._sequences)
+        self._boundaries = _boundaries(store, self._settings.split, self._selection)
         self._memory = None if memory is None else parse_bytes(memory)
         self._cursor = Cursor()
         self._cursor.set_epoch(_epoch(epoch))
@@ -137,15 +145,24 @@ class StreamDataset(IterableDataset[Window]):
         # Says at once what cannot work, and what is not likely to be meant.
         self._limits(blocks=2)
         held = int(np.count_nonzero(self._selection.lengths))
+        what = "sequences"
+        if self._boundaries is not None and self._boundaries.breaks.any():
+            held, what = self._plan.num_groups, "sequences, or parts of them between breaks,"
         if held < self.lanes and layout == "sequences" and window is not None:
             warnings.warn(
-                f"fewer sequences than lanes: {held} for {lanes}, so {lanes - held} lanes stay idle; "
+                f"fewer {what} than lanes: {held} for {lanes}, so {lanes - held} lanes stay idle; "
                 f'layout="even" cuts the data into {lanes} runs of equal length instead',
                 stacklevel=2,
             )
 
     def _make_plan(self) -> Plan:
-        return Plan(self._selection, self._settings, contents=self.store.fingerprint, epoch=self._cursor.epoch)
+        return Plan(
+            self._selection,
+            self._settings,
+            contents=self.store.fingerprint,
+            epoch=self._cursor.epoch,
+            boundaries=self._boundaries,
+        )
 
     @property
     def plan(self) -> Plan:
@@ -374,7 +391,7 @@ class StreamDataset(IterableDataset[Window]):
                 f"{pending or self.position} of {plan.num_windows} of epoch {self.epoch}: finish the epoch, or call "
                 "set_epoch() first"
             )
-        before = self.store, self._selection, self._settings, self._plan
+        before = self.store, self._selection, self._boundaries, self._settings, self._plan
         store = self.store.at_version(version)
         if version is not None and version < self.store.version:
             raise ValueError(f"a stream moves to newer versions, got {version} on version {self.store.version}")
@@ -385,7 +402,7 @@ class StreamDataset(IterableDataset[Window]):
             self._move_to(store)
             self._limits(blocks=2)
         except BaseException:
-            self.store, self._selection, self._settings, self._plan = before
+            self.store, self._selection, self._boundaries, self._settings, self._plan = before
             self._cursor.version = self.store.version
             raise
         self.position = 0
@@ -394,7 +411,8 @@ class StreamDataset(IterableDataset[Window]):
     def _move_to(self, store: Store) -> None:
         """Plan the epoch over another version of the store."""
         selection = _selection(store, self._sequences)
-        self.store, self._selection = store, selection
+        boundaries = _boundaries(store, self._settings.split, selection)
+        self.store, self._selection, self._boundaries = store, selection, boundaries
         self._settings = replace(self._settings, run=_run(store, self._view.emitted), switches=())
         self._plan = self._make_plan()
 
@@ -417,8 +435,8 @@ class StreamDataset(IterableDataset[Window]):
         if saved.fingerprint != here.fingerprint:
             raise ResumeError(
                 f"the position was saved under plan {saved.fingerprint[:12]}, this stream has plan "
-                f"{here.fingerprint[:12]}: the store's contents, the sequences chosen, lanes, layout, split, tail, "
-                "longest, shuffle and seed must be the same"
+                f"{here.fingerprint[:12]}: the store's contents, the sequences chosen, lanes, layout, split, "
+                "boundaries, tail, longest, shuffle and seed must be the same"
             )
         if saved.window != here.window:
             raise ResumeError(
@@ -486,6 +504,10 @@ def _emitted(
 def _run(store: Store, emitted: Mapping[str, Emitted]) -> int:
     """Timesteps that shuffling keeps together."""
     return RUN * max(store.chunk_timesteps[each.field] for each in emitted.values())
+
+
+def _boundaries(store: Store, split: Split, selection: Selection) -> Boundaries | None:
+    return find_boundaries(store, split, selection) if isinstance(split, Domain) else None
 
 
 def _listed(sequences: Iterable[Any]) -> Iterable[Any]:

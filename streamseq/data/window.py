@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -195,6 +197,39 @@ class Window:
         lengths = (self.lengths - start).clamp(0, stop - start)
         return Window(fields, mask, lambda: self.token.cut(start, stop), self.batch_first, lengths)
 
+    def parts(self) -> Iterator[Window]:
+        """The window, cut where the states of lanes are not those of the timestep before.
+
+        That is where a lane stops inside its sequence and goes on in the next window (domain splits), and where a
+        sequence starts inside the window (tail="pack"). In each part a lane holds timesteps up to its end, or ends for
+        good, or holds none: a model may run over whole parts, and `Carry` does the rest.
+
+        Their tokens are of the parts. Save the position from the token of the window.
+
+        Yields:
+            Windows of fewer timesteps, without those that are padding in all lanes; the window itself where there is
+            nothing to cut.
+
+        Example:
+            >>> import numpy as np, streamseq as ss
+            >>> store = ss.from_arrays({name: {"x": np.arange(5)} for name in "ab"})
+            >>> stream = ss.StreamDataset(store, lanes=2, window=3, split=ss.splits.Domain({"a": [1]}))
+            >>> [(part["x"].tolist(), part.lengths.tolist()) for part in stream[0].parts()]
+            [([[0], [0]], [1, 1]), ([[0, 0], [1, 2]], [0, 2])]
+        """
+        token, lengths = self.token, self.lengths.numpy()
+        borders = set(lengths[~(token.final | token.idle)].tolist())
+        if token.segments is not None:
+            borders.update(token.segments["offset"][token.segments["reset"]].tolist())
+        borders -= {0, self.num_steps}
+        if not borders:
+            yield self
+            return
+        for low, high in pairwise(sorted({0, *borders, int(lengths.max())})):
+            part = self.cut(low, high)
+            part._views.tokens = (_without_ended(part.token, token.final & (lengths <= low)),)
+            yield part
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Window:
         fields = {name: function(self[name]) for name in self}
         return Window(fields, function(self.mask), lambda: self.token, self.batch_first, self.lengths)
@@ -206,3 +241,17 @@ class Window:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(self[name].shape)}" for name in self)
         return f"Window(step {self.token.step} of epoch {self.token.epoch}: {shapes})"
+
+
+def _without_ended(token: StateToken, ended: np.ndarray[Any, np.dtype[np.bool_]]) -> StateToken:
+    """A token in which lanes that have ended are idle."""
+    if not ended.any():
+        return token
+    return replace(
+        token,
+        sequence=np.where(ended, -1, token.sequence),
+        start=np.where(ended, 0, token.start),
+        stop=np.where(ended, 0, token.stop),
+        reset=token.reset & ~ended,
+        final=token.final & ~ended,
+    )

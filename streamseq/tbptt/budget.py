@@ -67,8 +67,8 @@ class Budget:
 
     def _needs(self, source: Iterable[Window], first: Window, grid: Grid) -> dict[str, Any]:
         stream, n = stream_of(source), longest_sequence(source)
-        if grid.k1 is None and stream is not None:
-            n = longest_cohort(stream.plan)
+        if stream is not None:
+            n = stream.plan.reach if grid.k1 is not None else longest_cohort(stream.plan)
         return {
             "k1": grid.k1,
             "k2": grid.k2,

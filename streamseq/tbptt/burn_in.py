@@ -40,7 +40,7 @@ class BurnIn:
         self._stream = stream
         self._timesteps = timesteps
         # Of one update, whose sweeps must see the same.
-        self._found: dict[tuple[int, int], Any] = {}
+        self._found: dict[tuple[int, int], tuple[NDArray[np.bool_], Any]] = {}
 
     def forget(self) -> None:
         """The parameters have changed."""
@@ -59,8 +59,11 @@ class BurnIn:
             return initial
         key = (window.token.step, offset)
         if key not in self._found:
-            self._found[key] = self._run(read_before(self._stream, window, self._timesteps, offset))
-        found = self._found[key]
+            before = read_before(self._stream, window, self._timesteps, offset)
+            self._found[key] = (~before.token.idle, self._run(before))
+        # Where a lane has just come over a break of the data nothing is before it.
+        there, found = self._found[key]
+        lanes &= there
         # What has no lane axis is a constant of the model's.
         return states.replace_lanes(found, ~lanes, initial, self._model.lane_axes(window, found))
 
