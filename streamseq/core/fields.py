@@ -13,6 +13,9 @@ from numpy.typing import DTypeLike
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _KINDS = "biuf"
 
+# Arrays have 64 at most, with lanes and timesteps.
+_MAX_DIMENSIONS = 32
+
 CODECS = ("none", "lz4", "zstd", "bitshuffle")
 
 
@@ -28,7 +31,8 @@ class Field:
 
     Raises:
         TypeError: The dtype is not bool, integer or float.
-        ValueError: A dimension of the step shape is not positive, or the codec has another name.
+        ValueError: A dimension of the step shape is not positive, there are more than 32, or the codec has another
+            name.
 
     Example:
         >>> Field("float32", (7,)).step_bytes
@@ -47,6 +51,8 @@ class Field:
         if np_dtype.kind not in _KINDS or np_dtype.itemsize > 8:
             raise TypeError(f"a field's dtype is bool, an integer or a float of at most 64 bits, got {np_dtype}")
         steps = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
+        if len(steps) > _MAX_DIMENSIONS:
+            raise ValueError(f"a field's step shape has at most {_MAX_DIMENSIONS} dimensions, got {len(steps)}")
         if any(size < 1 for size in steps):
             raise ValueError(f"every dimension of a field's step shape is at least 1, got {steps}")
         if codec is not None and codec not in CODECS:
