@@ -183,10 +183,10 @@ def during(monkeypatch, step, act):
     """Do something when clean is about to take a step."""
     real = getattr(leftovers, step)
 
-    def acting(*args):
+    def acting(*args, **more):
         monkeypatch.setattr(leftovers, step, real)
         act()
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(leftovers, step, acting)
 
