@@ -205,11 +205,16 @@ def shown(column: pa.ChunkedArray, row: int) -> str:
     """One cell as text for a message."""
     if not column[row].is_valid:
         return "missing"
-    try:
-        text = repr(column[row].as_py())
-    except ValueError:  # what Python's own times cannot hold
-        text = str(column[row])
+    text = repr(cell(column, row))
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def cell(column: pa.ChunkedArray, row: int) -> Any:
+    """One cell as Python's own value; of times that Python cannot hold, the number."""
+    try:
+        return column[row].as_py()
+    except (ValueError, OverflowError):
+        return column[row].value
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

@@ -67,7 +67,7 @@ class Block:
         start, stop: `[start, stop)` in bytes of CSV, row groups of Parquet, record batches of Arrow; stop 0: all of it.
         num_bytes: Its bytes of input.
         first_row: Rows of the file before it; of CSV unknown, and 0.
-        num_rows: Rows in it, as far as they are known without reading.
+        unit_rows: The rows of each of its row groups or record batches, as far as they are known without reading.
     """
 
     file: TableFile
@@ -75,7 +75,12 @@ class Block:
     stop: int
     num_bytes: int
     first_row: int = 0
-    num_rows: int = 0
+    unit_rows: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Its rows, as far as they are known; otherwise 0."""
+        return sum(self.unit_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
