@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import checksums
 import cold
 import latency
 import memory
@@ -59,6 +60,12 @@ def cold_section(raw: Path, stores: Path, scale: float, *, quick: bool) -> str:
     rounds, seconds = (1, 0.1) if quick else (5, 2.0)
     command = f"python benchmarks/cold.py --raw FOLDER --scale {scale:g} --rounds {rounds} --seconds {seconds:g}"
     return cold.section(list(cold.rows(raw, stores, scale, rounds, seconds)), command)
+
+
+def checksums_section(raw: Path, stores: Path, scale: float, *, quick: bool) -> str:
+    rounds = 1 if quick else 7
+    command = f"python benchmarks/checksums.py --raw FOLDER --scale {scale:g} --rounds {rounds}"
+    return checksums.section(list(checksums.rows(raw, stores, scale, rounds)), command)
 
 
 def tbptt_section(*, quick: bool, peers: bool) -> str:
@@ -143,6 +150,7 @@ def main() -> None:
         sections = [section]
         sections.append(latency_section(raw, folder / "stores", scale, quick=options.quick))
         sections.append(cold_section(raw, folder / "stores", scale, quick=options.quick))
+        sections.append(checksums_section(raw, folder / "stores", scale, quick=options.quick))
         sections.append(memory_section(folder, quick=options.quick))
         sections.append(plans.section(10**5 if options.quick else 10**8))
         trainers = options.peers and environments.create(PEERS, "tbptt") is None

@@ -154,9 +154,11 @@ class DiskStore(Store):
     def decoded_chunk_bytes(self) -> Mapping[str, int]:
         """See `Store.decoded_chunk_bytes`."""
         layout = self.layout
-        # What is stored as it is is read to where it is needed; Arrow stores truth values as bits.
+        # What is stored as it is is read to where it is needed, once it was checked; Arrow stores truth values as bits.
         decoded = {
-            name: layout.codecs[name] != "none" or (field.dtype.kind == "b" and layout.backend == "arrow")
+            name: layout.codecs[name] != "none"
+            or (field.dtype.kind == "b" and layout.backend == "arrow")
+            or self._checksums == "always"
             for name, field in layout.fields.items()
         }
         return {
