@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,9 @@ def run(job: str, folder: Path, backend: str, fault: Fault) -> tuple[int, BaseEx
     return acknowledged, None
 
 
-def check_fault(job: str, made: Path, folder: Path, backend: str, fault: Fault) -> bool:
+def check_fault(job: str, made: Path, base: int, folder: Path, backend: str, fault: Fault) -> bool:
     """Run a job with a fault and check what comes of it; return whether the fault was met at all."""
     shutil.copytree(made, folder)
-    base = 1 if job == "append" else 0
     address = folder / "store-0"
     acknowledged, error = run(job, folder, backend, fault)
     if not fault.failed:
@@ -98,24 +99,43 @@ FULL, FULL_ONCE, BROKEN, BROKEN_ONCE = (
 
 def check_faults(folder: Path, backend: str, job: str, code: int, lasting: bool, step: int = 1) -> None:
     """Have one operation after the other fail, until the job meets no fault any more."""
-    jobs.prepare(job, folder / "made", backend)
+    base = jobs.prepare(job, folder / "made", backend)
     number = 0
-    while check_fault(job, folder / "made", folder / str(number), backend, Fault(code, number, lasting)):
+    while check_fault(job, folder / "made", base, folder / str(number), backend, Fault(code, number, lasting)):
         shutil.rmtree(folder / str(number))
         number += step
-    assert number > 40
+    assert number > 40, "the layer sees what the job does"
 
 
 @pytest.mark.parametrize(("code", "lasting"), [FULL, BROKEN_ONCE])
 def test_whatever_fails_the_caller_is_told_and_the_store_is_as_it_was(tmp_path, backend, code, lasting):
-    # The other half of the pairs, and every single operation of the many of zarr, is in the test below.
-    job = "create" if (backend == "zarr") == lasting else "append"
-    check_faults(tmp_path, backend, job, code, lasting, step=3 if backend == "zarr" else 1)
+    # The soak test has all jobs, and every single operation of those that have many.
+    job, step = {
+        ("zarr", True): ("create", 3),
+        ("zarr", False): ("append", 3),
+        ("arrow", True): ("append", 1),
+        ("arrow", False): ("compact", 2),
+    }[backend, lasting]
+    check_faults(tmp_path, backend, job, code, lasting, step)
+
+
+def run_in_a_namespace(*command: str | Path) -> str:
+    """Run a program that may mount file systems of its own, and return what it printed."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("this system has no namespaces for users")
+    paths = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run([*alone, *command], env=paths, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.mark.parametrize("job", ["create", "append", "compact"])
+def test_a_file_system_without_room(tmp_path, backend, job):
+    assert int(run_in_a_namespace(sys.executable, "-m", "support.small_disk", tmp_path, backend, job)) > 3
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("job", ["create", "append"])
+@pytest.mark.parametrize("job", ["create", "append", "compact"])
 @pytest.mark.parametrize(("code", "lasting"), [FULL, FULL_ONCE, BROKEN, BROKEN_ONCE])
 def test_whatever_fails_in_whatever_way(tmp_path, backend, job, code, lasting):
     check_faults(tmp_path, backend, job, code, lasting)

@@ -50,7 +50,7 @@ def named_points(operations: list[list[str]]) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("job", ["create", "append"])
+@pytest.mark.parametrize("job", ["create", "append", "compact"])
 def test_killed_around_a_commit(server: KillServer, tmp_path, backend, job):
     jobs.prepare(job, tmp_path / "whole", backend)
     whole = server.run(job, tmp_path / "whole", backend, commits=1)
@@ -82,7 +82,7 @@ def test_killed_at_a_random_moment(server: KillServer, tmp_path, backend, job):
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("job", ["create", "append"])
+@pytest.mark.parametrize("job", ["create", "append", "compact"])
 def test_killed_at_every_operation(server: KillServer, tmp_path, backend, job):
     jobs.prepare(job, tmp_path / "whole", backend)
     whole = server.run(job, tmp_path / "whole", backend, commits=1)

@@ -41,23 +41,27 @@ def _steps_of_old(commit: int) -> int:
     return 15 + commit % 3
 
 
-def contents(version: int) -> dict[str, Arrays]:
+def contents(commits: int) -> dict[str, Arrays]:
     """What a store holds after so many commits, by id, in order."""
     steps: dict[str, int] = {}
-    for commit in range(1, version + 1):
+    for commit in range(1, commits + 1):
         for id, _, count in pieces(commit):
             steps[id] = steps.get(id, 0) + count
     return {id: values(id, 0, count) for id, count in steps.items()}
 
 
+def commits_of(address: Path, version: int) -> int:
+    """How many commits wrote what a version holds: not those that compacted it."""
+    return sum(DiskStore(address, number).snapshot.operation == "write" for number in range(1, version + 1))
+
+
 def commit_next(address: Path, backend: str) -> int:
     """Commit the next version of a store, new or not, and return its number."""
-    versions = ss.open(address).versions if is_store(address) else []
-    number = versions[-1] + 1 if versions else 1
-    with ss.append(address) if versions else ss.create(address, FIELDS, backend, **CUT) as writer:
-        for id, first, steps in pieces(number):
+    version = ss.open(address).version if is_store(address) else 0
+    with ss.append(address) if version else ss.create(address, FIELDS, backend, **CUT) as writer:
+        for id, first, steps in pieces(commits_of(address, version) + 1):
             writer.append(id, attrs={"made for": id}, **values(id, first, steps))
-    return number
+    return version + 1
 
 
 class Pieces:
@@ -94,13 +98,28 @@ def ingest(folder: Path, backend: str, commits: int, acknowledge: Acknowledge) -
         acknowledge(address, report.version)
 
 
-JOBS = {"create": create, "append": append, "ingest": ingest}
+def compact(folder: Path, backend: str, commits: int, acknowledge: Acknowledge) -> None:
+    """Put the shards of `store-0`, which is there, together, and after each time add to it."""
+    for number in range(commits):
+        if number % 2:
+            version: int | None = commit_next(folder / "store-0", backend)
+        else:
+            version = ss.compact(folder / "store-0").version
+        assert version is not None
+        acknowledge(folder / "store-0", version)
+
+
+JOBS = {"create": create, "append": append, "ingest": ingest, "compact": compact}
+_COMMITS_BEFORE = {"append": 1, "compact": 3}
 
 
 def prepare(job: str, folder: Path, backend: str) -> int:
     """Make the folder of a job and what it needs; return the version of `store-0` that is there then, 0 for none."""
     folder.mkdir(parents=True, exist_ok=True)
-    return commit_next(folder / "store-0", backend) if job == "append" else 0
+    version = 0
+    for _ in range(_COMMITS_BEFORE.get(job, 0)):
+        version = commit_next(folder / "store-0", backend)
+    return version
 
 
 def is_store(address: Path) -> bool:
@@ -126,7 +145,7 @@ def check_store(address: Path, versions: set[int]) -> None:
 def check_version(address: Path, version: int) -> None:
     """Assert that a version reads back exactly."""
     store = ss.open(address, version)
-    wanted = contents(version)
+    wanted = contents(commits_of(address, version))
     assert store.ids.to_pylist() == list(wanted)
     assert store.fields == FIELDS
     assert store.lengths.tolist() == [len(arrays["y"]) for arrays in wanted.values()]

@@ -93,6 +93,7 @@ def _serve() -> None:
     import pyarrow as pa
 
     import streamseq.etl.cluster
+    import streamseq.storage.compact
     import streamseq.storage.store  # noqa: F401
     from support import jobs  # noqa: F401
 
