@@ -92,7 +92,7 @@ def read_inside(folder: Path, name: str, limit: int) -> bytes:
 
 def _open_folder(folder: Path, name: str) -> int:
     """Open a folder below another one, in itself where the name is empty."""
-    path, held = folder, _open(folder, ".", _FOLDER, None)
+    path, held = folder, _open(folder, "", _FOLDER & ~os.O_NOFOLLOW, None)
     try:
         for each in name.split("/") if name else []:
             inner = _open(path, each, _FOLDER, held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 
@@ -20,7 +21,9 @@ def parse_json(content: bytes) -> Any:
         ValueError: 'a' is there twice
     """
     try:
-        value = json.loads(content.decode(), parse_constant=_no_constant, object_pairs_hook=_object)
+        value = json.loads(
+            content.decode(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
@@ -40,6 +43,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"{name!r} is there twice")
             seen.add(name)
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
