@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatchcase
 from glob import has_magic
 from itertools import takewhile
+from typing import Any
 
 import fsspec
 import fsspec.core
@@ -16,6 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from streamseq.etl import Skipped, SourceError
 
+# What the filesystems of fsspec call it, the surest first.
+_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
 _MISSING = "it is a symbolic link to nothing, or was removed meanwhile"
 
 
@@ -28,12 +32,15 @@ class InputFile:
         id: Its path relative to what the user named, with `/` between the parts.
         size: Its bytes.
         modified: When it was last modified, in nanoseconds; None behind a URL.
+        mark: Behind a URL, what the server says that changes with the contents, such as an ETag; empty where it has
+            none.
     """
 
     address: str
     id: str
     size: int
     modified: int | None
+    mark: str = ""
 
 
 def find_files(names: Sequence[str], patterns: Sequence[str] = (), *, skip: bool = False) -> list[InputFile | Skipped]:
@@ -79,8 +86,22 @@ def find_files(names: Sequence[str], patterns: Sequence[str] = (), *, skip: bool
                     "folder that has both, or ingest them apart"
                 )
             by_id[id] = entry.address
-            found[entry.address] = InputFile(address=entry.address, id=id, size=entry.size, modified=entry.modified)
+            found[entry.address] = InputFile(
+                address=entry.address, id=id, size=entry.size, modified=entry.modified, mark=entry.mark
+            )
     return list(found.values())
+
+
+def mark_of(info: Mapping[str, Any]) -> str:
+    """What changes with the contents of a file behind a URL, out of what fsspec says of it.
+
+    Example:
+        >>> mark_of({"name": "a", "size": 3, "ETag": "5d41"}), mark_of({"name": "a", "size": 3})
+        ('5d41', '')
+    """
+    mark = next((info[key] for key in _MARKS if info.get(key)), "")
+    # Of one file, some filesystems say a number in a list of files and a date otherwise.
+    return str(mark.timestamp() if isinstance(mark, datetime) else mark)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +109,7 @@ class _Entry:
     address: str
     size: int = 0
     modified: int | None = None
+    mark: str = ""
     problem: str | None = None
 
 
@@ -145,7 +167,7 @@ def _look_there(name: str, system: fsspec.AbstractFileSystem, path: str, pattern
         elif system.exists(path) or not has_magic(path):
             info = system.info(path)
             address = system.unstrip_protocol(info["name"])
-            return _Group(address=address, entries=[_Entry(address=address, size=_size(info, name))], alone=True)
+            return _Group(address=address, entries=[_there(address, info)], alone=True)
         else:
             (base, pattern), kind = _split_glob(path), "glob"
             infos = system.glob(path, detail=True)
@@ -153,9 +175,7 @@ def _look_there(name: str, system: fsspec.AbstractFileSystem, path: str, pattern
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file or folder {name!r}: check the address") from None
     entries = [
-        _Entry(address=system.unstrip_protocol(file), size=_size(info, file))
-        for file, info in sorted(infos.items())
-        if info["type"] == "file"
+        _there(system.unstrip_protocol(file), info) for file, info in sorted(infos.items()) if info["type"] == "file"
     ]
     return _checked(name, system.unstrip_protocol(base), entries, kind, patterns)
 
@@ -193,11 +213,11 @@ def _entry(path: str) -> _Entry:
     return _Entry(address=path, size=found.st_size, modified=found.st_mtime_ns)
 
 
-def _size(info: dict[str, object], name: str) -> int:
+def _there(address: str, info: Mapping[str, Any]) -> _Entry:
     size = info.get("size")
     if not isinstance(size, int):
-        raise SourceError(f"the size of {name!r} is not known beforehand: copy it to a disk first")
-    return size
+        raise SourceError(f"the size of {address!r} is not known beforehand: copy it to a disk first")
+    return _Entry(address=address, size=size, mark=mark_of(info))
 
 
 def _matches(relative: str, patterns: Sequence[str]) -> bool:

@@ -1,0 +1,186 @@
+"""Reading the bytes of one file in pieces, plain, gzip or Zstandard, sure that it is the file that was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import BinaryIO, cast
+
+import fsspec
+import fsspec.core
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from streamseq.etl import SourceError
+
+from .files import InputFile, mark_of
+
+# What is read and decoded at once.
+PIECE_BYTES = 4 << 20
+# What is kept of a file that is read to its end before any of it is handed on; a larger one is read twice.
+HELD_BYTES = 64 << 20
+
+_CODECS = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd"}
+
+
+class FileError(SourceError):
+    """A file that cannot be read as it should.
+
+    Args:
+        file: The file.
+        reason: Why, in a few words.
+        place: Where in it, such as "byte 1024"; empty where it is about the whole file.
+
+    Example:
+        >>> from streamseq_pipelines.files import InputFile
+        >>> file = InputFile(address="/logs/a.gz", id="a.gz", size=90, modified=1)
+        >>> str(FileError(file, "the gzip data ends early", "byte 90"))
+        "'/logs/a.gz', byte 90: the gzip data ends early"
+    """
+
+    def __init__(self, file: InputFile, reason: str, place: str = "") -> None:
+        super().__init__(f"{file.address!r}, {place}: {reason}" if place else f"{file.address!r} {reason}")
+        self.reason = reason
+        self.place = place
+
+
+def codec_of(name: str) -> str | None:
+    """How a file is compressed, by the end of its name: `.gz`, `.bgz` and `.zst`; None where it is plain.
+
+    Example:
+        >>> [codec_of(name) for name in ("a.txt", "a.txt.gz", "A.ZST")]
+        [None, 'gzip', 'zstd']
+    """
+    return _CODECS.get(PurePosixPath(name).suffix.lower())
+
+
+def read_bytes(file: InputFile, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes `[start, stop)` of a plain file, or all decoded ones of a compressed one, in pieces.
+
+    Args:
+        file: The file.
+        start: The first byte; 0 for a compressed file.
+        stop: One past the last byte; None: the end.
+
+    Raises:
+        FileError: It cannot be read or decoded, or is not the file that was found any more. What was yielded before
+            is what it says.
+    """
+    try:
+        if codec_of(file.address) is not None:
+            yield from _decoded(file)
+        elif file.modified is not None:
+            yield from _plain_here(file, start, file.size if stop is None else stop)
+        else:
+            yield from _plain_there(file, start, file.size if stop is None else stop)
+    except OSError as error:
+        raise FileError(file, f"cannot be read: {error.strerror or error}") from error
+
+
+def read_surely(file: InputFile) -> Iterator[NDArray[np.uint8]]:
+    """Yield all bytes of a file in pieces, after it was read to its end once.
+
+    Raises:
+        FileError: As `read_bytes`, but before anything is yielded, unless the file changes in this moment.
+    """
+    held: list[NDArray[np.uint8]] = []
+    num_bytes = 0
+    for piece in read_bytes(file):
+        num_bytes += len(piece)
+        if num_bytes <= HELD_BYTES:
+            held.append(piece)
+        else:
+            held.clear()
+    if num_bytes <= HELD_BYTES:
+        yield from held
+    else:
+        yield from read_bytes(file)
+
+
+def open_file(file: InputFile) -> BinaryIO:
+    """Open a file for reading and seeking, wherever it lies.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    if file.modified is not None:
+        return open(file.address, "rb", buffering=0)
+    return cast("BinaryIO", fsspec.open(file.address, "rb").open())
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Check that a file is still the one that was found.
+
+    Raises:
+        FileError: Its size or its time of modification is another one.
+        OSError: It is gone.
+    """
+    if file.modified is not None:
+        found = os.stat(file.address)
+        same = (found.st_size, found.st_mtime_ns) == (file.size, file.modified)
+    else:
+        system, path = fsspec.core.url_to_fs(file.address)
+        system.invalidate_cache(path)
+        info = system.info(path)
+        same = (info.get("size"), mark_of(info)) == (file.size, file.mark)
+    if not same:
+        raise _changed(file)
+
+
+def _plain_here(file: InputFile, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+    with open(file.address, "rb", buffering=0) as opened:
+        if start:
+            opened.seek(start)
+        position = start
+        while position < stop:
+            values = np.empty(min(PIECE_BYTES, stop - position), np.uint8)
+            count = opened.readinto(values.data)
+            if not count:
+                raise _changed(file)
+            position += count
+            found = os.fstat(opened.fileno())
+            if (found.st_size, found.st_mtime_ns) != (file.size, file.modified):
+                raise _changed(file)
+            yield values[:count]
+
+
+def _plain_there(file: InputFile, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+    system, path = fsspec.core.url_to_fs(file.address)
+    for begin in range(start, stop, PIECE_BYTES):
+        end = min(stop, begin + PIECE_BYTES)
+        values = np.frombuffer(system.cat_file(path, start=begin, end=end), np.uint8)
+        if len(values) != end - begin:
+            raise _changed(file)
+        if end == stop:
+            check_unchanged(file)
+        yield values
+
+
+def _decoded(file: InputFile) -> Iterator[NDArray[np.uint8]]:
+    """The decoded bytes of all members, or frames, of a file."""
+    codec = codec_of(file.address)
+    with open_file(file) as opened, pa.PythonFile(opened, mode="r") as raw:
+        stream = pa.CompressedInputStream(raw, codec)
+        while True:
+            try:
+                decoded = stream.read_buffer(PIECE_BYTES)
+            except OSError as error:
+                raise _damaged(file, opened, str(error)) from error
+            if file.modified is not None or not decoded.size:
+                check_unchanged(file)
+            if not decoded.size:
+                return
+            yield np.frombuffer(decoded, np.uint8)
+
+
+def _damaged(file: InputFile, opened: BinaryIO, what: str) -> FileError:
+    codec = codec_of(file.address)
+    if "runcated" in what:
+        return FileError(file, f"the {codec} data ends early: it was cut off", f"byte {file.size}")
+    return FileError(file, f"the {codec} data is damaged here or before ({what})", f"byte {opened.tell()}")
+
+
+def _changed(file: InputFile) -> FileError:
+    return FileError(file, "changed while it was ingested: run it again when nobody writes to it")
