@@ -153,6 +153,15 @@ class ArrowChunks:
         # Truth values are stored as bits.
         self._as_it_is = shard.codec == "none" and shard.field.dtype.kind != "b"
         self._file = ChunkFile(shard, f"{shard.name}.arrow", manifest, 0)
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(self._file.head()[_MAGIC_BYTES:]))
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise CorruptionError(f"{shard.where} has a header that is none: {error}; restore the shard") from error
+        wanted = arrow_schema(shard.name, shard.field)
+        if not schema.equals(wanted):
+            raise CorruptionError(
+                f"{shard.where} holds {schema.names} {schema.types} and was written as {wanted.types}: restore the shard"
+            )
         self._decompressor = pa.Codec("lz4" if shard.codec == "none" else shard.codec)
 
     def takes_long(self, chunk: int) -> bool:

@@ -144,6 +144,10 @@ class ChunkFile:
             rest, position = rest[count:], position + count
         return raw
 
+    def head(self) -> bytes:
+        """What lies before the first chunk."""
+        return bytes(self._read(0, self._chunks[0][0], "its header"))
+
     def is_known(self, chunk: int) -> bool:
         """Whether it is known where the values of a chunk begin, and nothing is left to be compared."""
         return self._checksums != "always" and bool(self._begins[chunk] >= 0)
