@@ -34,9 +34,10 @@ class Partition:
         content: What the source needs to find its data again, made of plain values, tuples and frozen dataclasses. It
             says what the data was (a file's path, size and time of modification), so that other data has another one.
         continues: The id of the sequence that goes on from the partition before, for transforms that need to know; None
-            where every sequence of the partition begins in it. The rule: it is the id of the first timestep that the
-            partition is planned to hold, if an earlier partition is planned to hold timesteps of that id. A partition
-            that is planned to hold nothing, between two parts of one sequence, names that one.
+            where every sequence of the partition begins in it. The rule: it is the id of the first piece that the
+            partition is planned to hold, if an earlier partition is planned to hold a piece of that id. A partition
+            that is planned to hold none, between two pieces of one sequence, names that one. What is then left out as
+            `Skipped` changes nothing.
     """
 
     num_bytes: int

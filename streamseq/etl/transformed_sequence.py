@@ -57,7 +57,9 @@ class Stage:
         self.taken += num_steps(arrays)
 
     def end(self, where: str) -> Iterator[Arrays]:
-        """Put out what it held back."""
+        """Put out what it held back, if it was given anything."""
+        if not self.taken:
+            return
         try:
             for made in self.operator.end():
                 yield self._checked(made)

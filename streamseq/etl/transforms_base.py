@@ -50,7 +50,7 @@ class Operator(Protocol):
         ...
 
     def end(self) -> Iterable[Arrays]:
-        """Give what was held back: the sequence has ended."""
+        """Give what was held back: the sequence has ended, after at least one timestep."""
         ...
 
 
