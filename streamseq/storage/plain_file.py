@@ -31,12 +31,7 @@ def open_inside(folder: Path, name: str) -> int:
         CorruptionError: There is something else, or a symbolic link on the way.
         StoreError: It cannot be opened.
     """
-    above, _, last = name.rpartition("/")
-    holder = _open_folder(folder, above)
-    try:
-        descriptor = _open(folder / above, last, _FILE, holder)
-    finally:
-        os.close(holder)
+    descriptor = _open(folder, name, _FILE)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CorruptionError(f"a store holds plain files, {folder / name} is none: restore it from a copy")
@@ -55,7 +50,7 @@ def check_folder_inside(folder: Path, name: str) -> None:
         StoreError: It cannot be opened.
     """
     with contextlib.suppress(FileNotFoundError):
-        os.close(_open_folder(folder, name))
+        os.close(_open(folder, name, _FOLDER))
 
 
 def read_inside(folder: Path, name: str, limit: int) -> bytes:
@@ -90,28 +85,22 @@ def read_inside(folder: Path, name: str, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def _open_folder(folder: Path, name: str) -> int:
-    """Open a folder below another one, in itself where the name is empty."""
-    path, held = folder, _open(folder, "", _FOLDER & ~os.O_NOFOLLOW, None)
+def _open(folder: Path, name: str, flags: int) -> int:
+    """Open what is below a folder under a path of names, one name after the other."""
+    names = name.split("/")
+    held, opened = -1, -1
     try:
-        for each in name.split("/") if name else []:
-            inner = _open(path, each, _FOLDER, held)
+        held = os.open(folder, _FOLDER & ~os.O_NOFOLLOW)
+        for opened, each in enumerate(names):
+            inner = os.open(each, flags if opened == len(names) - 1 else _FOLDER, dir_fd=held)
             os.close(held)
-            path, held = path / each, inner
-    except BaseException:
-        os.close(held)
-        raise
-    return held
-
-
-def _open(folder: Path, name: str, flags: int, holder: int | None) -> int:
-    """Open what has a name in a folder, whose descriptor is `holder` where it is open."""
-    path = folder / name
-    try:
-        return os.open(path if holder is None else name, flags, dir_fd=holder)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+            held = inner
     except OSError as error:
+        if held >= 0:
+            os.close(held)
+        path = str(folder.joinpath(*names[: opened + 1]))
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(error.errno, error.strerror, str(folder / name)) from None
         # ENXIO: a socket. Linux says ENOTDIR or ELOOP of a link, depending on the flags.
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK):
             raise CorruptionError(
@@ -119,3 +108,4 @@ def _open(folder: Path, name: str, flags: int, holder: int | None) -> int:
                 "followed: restore it from a copy"
             ) from None
         raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
+    return held
