@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 
 from streamseq.core.errors import StoreError
@@ -40,6 +41,8 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "a
 _S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
 _S3_TRIES = 2
 _TRANSFERS = 8
+# One request takes at most so many seconds, and more by its bytes at the slowest rate that counts, in bytes a second.
+_STALLED_SECONDS, _SLOWEST = 60.0, 1 << 16
 _MOST_FILES = 1 << 16
 _PROBE = b"streamseq looks whether a conditional write is one"
 
@@ -70,6 +73,7 @@ class RemotePlace(Place):
         self._cached = cached
         self._scheme = uri.partition(":")[0].lower()
         self._seconds = retry_seconds()
+        self._stalled_after = min(_STALLED_SECONDS, max(1.0, self._seconds))
         self._cache = ShardCache(self._uri)
         self._made: tuple[int, Any] | None = None
         self._ahead: tuple[int, Ahead] | None = None
@@ -142,7 +146,7 @@ class RemotePlace(Place):
 
     def _listing(self, path: str) -> list[str]:
         self._fs.invalidate_cache()
-        found: list[str] = self._fs.ls(path, detail=False)
+        found: list[str] = self._call("ls", path, detail=False)
         return found
 
     def exists(self, name: str) -> bool:
@@ -151,7 +155,7 @@ class RemotePlace(Place):
         def look() -> bool:
             self._fs.invalidate_cache()
             try:
-                self._fs.info(self._at(name))
+                self._call("info", self._at(name))
             except (FileNotFoundError, NotADirectoryError):
                 return False
             return True
@@ -162,21 +166,28 @@ class RemotePlace(Place):
         """See `Place.modified`: of a folder, when a file below it was last written."""
 
         def look() -> float:
-            paths = self._find(name)
-            if not paths:
+            infos = self._find(name)
+            if not infos:
                 raise FileNotFoundError(f"{self._named(name)} is not there")
-            return max(_seconds_of(self._fs.modified(path)) for path in paths)
+            return max(_modified(info) for info in infos.values())
 
         return self._retry(f"looking at {self._named(name)}", look)
 
-    def _find(self, name: str) -> dict[str, int]:
-        """The files with a name or below it, and their sizes."""
+    def _find(self, name: str) -> dict[str, dict[str, Any]]:
+        """The files with a name or below it, and what is known of them."""
         self._fs.invalidate_cache()
         try:
-            found = self._fs.find(self._at(name), detail=True)
+            found = self._call("find", self._at(name), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        return {path: int(info.get("size") or 0) for path, info in found.items() if info.get("type") != "directory"}
+        return {path: info for path, info in found.items() if info.get("type") != "directory"}
+
+    def _size(self, name: str) -> int:
+        """The size of a file, in one try."""
+        size = self._call("info", self._at(name))["size"]
+        if size is None:
+            raise StoreError(f"the server does not say how long {self._named(name)} is: read it from another one")
+        return int(size)
 
     def version_numbers(self) -> list[int]:
         """See `Place.version_numbers`: plain HTTP servers list nothing, there versions are looked for one by one."""
@@ -192,8 +203,8 @@ class RemotePlace(Place):
         """See `Place.read`."""
 
         def fetch() -> bytes:
-            size = int(self._fs.info(self._at(name))["size"])
-            content: bytes = self._fs.cat_file(self._at(name))
+            size = self._size(name)
+            content: bytes = self._call("cat_file", self._at(name), num_bytes=size)
             if len(content) != size:
                 raise TruncatedError(f"{len(content)} of {size} bytes came")
             return content
@@ -203,7 +214,7 @@ class RemotePlace(Place):
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """See `Place.file`: a copy."""
-        sizes = self._sizes(name, lambda: {name: int(self._fs.info(self._at(name))["size"])})
+        sizes = self._sizes(name, lambda: {name: self._size(name)})
         with self._copies(sizes) as folder:
             yield folder / name
 
@@ -255,12 +266,12 @@ class RemotePlace(Place):
             found = self._find(name)
             if len(found) > _MOST_FILES:
                 raise StoreError(f"a shard has few files, {self._named(name)} has {len(found)}: see who wrote it")
-            return {path[start:]: size for path, size in found.items()}
+            return {path[start:]: int(info["size"]) for path, info in found.items()}
 
         return _of_field(self._sizes(name, look), shard, field)
 
     def _size_of(self, name: str) -> int:
-        return self._retry(f"looking at {self._named(name)}", lambda: int(self._fs.info(self._at(name))["size"]))
+        return self._retry(f"looking at {self._named(name)}", lambda: self._size(name))
 
     def _sizes(self, name: str, look: Callable[[], dict[str, int]]) -> dict[str, int]:
         """Sizes of files that never change, which are remembered beside the copies, so that these need no network."""
@@ -280,7 +291,7 @@ class RemotePlace(Place):
     def _fetch(self, name: str, size: int, path: Path) -> None:
         def fetch() -> None:
             path.unlink(missing_ok=True)
-            self._fs.get_file(self._at(name), str(path))
+            self._call("get_file", self._at(name), str(path), num_bytes=size)
             found = path.stat().st_size
             if found != size:
                 raise TruncatedError(f"{found} of {size} bytes came")
@@ -335,9 +346,9 @@ class RemotePlace(Place):
         size = path.stat().st_size
 
         def upload() -> None:
-            self._fs.put_file(str(path), self._at(name))
+            self._call("put_file", str(path), self._at(name), num_bytes=size)
             self._fs.invalidate_cache()
-            found = int(self._fs.info(self._at(name))["size"])
+            found = self._size(name)
             if found != size:
                 raise TruncatedError(f"{found} of {size} bytes arrived")
 
@@ -381,7 +392,7 @@ class RemotePlace(Place):
 
     def _create(self, name: str, content: bytes) -> None:
         with _memory_lock if self._scheme == "memory" else contextlib.nullcontext():
-            self._fs.pipe_file(self._at(name), content, mode="create")
+            self._call("pipe_file", self._at(name), content, mode="create", num_bytes=len(content))
 
     def _probe(self) -> None:
         """Find out whether a conditional write is one here: some servers of the S3 protocol ignore the condition.
@@ -427,7 +438,7 @@ class RemotePlace(Place):
         def remove(path: str) -> None:
             def once() -> None:
                 with contextlib.suppress(FileNotFoundError):
-                    self._fs.rm_file(path)
+                    self._call("rm_file", path)
 
             self._retry(f"removing {path}", once)
 
@@ -442,6 +453,18 @@ class RemotePlace(Place):
 
     def _named(self, name: str) -> str:
         return f"{self._uri}/{name}".rstrip("/")
+
+    def _call(self, method: str, *args: Any, num_bytes: int = 0, **options: Any) -> Any:
+        """Ask the file system for something, in one try of a bounded time.
+
+        A server that accepts a connection and then says nothing is not always noticed by the libraries below.
+        """
+        fs = self._fs
+        asynchronous = getattr(fs, f"_{method}", None) if isinstance(fs, AsyncFileSystem) else None
+        if asynchronous is None:
+            return getattr(fs, method)(*args, **options)
+        seconds = self._stalled_after + num_bytes / _SLOWEST
+        return sync(fs.loop, asynchronous, *args, timeout=seconds, **options)
 
     def _retry(self, what: str, action: Callable[[], T]) -> T:
         return retrying(what, action, self._seconds)
@@ -492,5 +515,14 @@ def _parse_sizes(content: bytes) -> dict[str, int]:
     return document
 
 
-def _seconds_of(time: datetime | float) -> float:
-    return time.timestamp() if isinstance(time, datetime) else float(time)
+def _modified(info: Mapping[str, Any]) -> float:
+    """When a file was written, from what a file system says of it; each has a word of its own."""
+    for word in ("LastModified", "last_modified", "mtime", "updated", "modified", "created"):
+        time = info.get(word)
+        if isinstance(time, str):
+            time = datetime.fromisoformat(time)
+        if isinstance(time, datetime):
+            return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+        if isinstance(time, (int, float)):
+            return float(time)
+    raise StoreError(f"the server does not say when {info.get('name')} was written: use another one")

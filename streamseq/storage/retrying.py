@@ -34,7 +34,17 @@ _PASSING = {
     errno.ENETDOWN,
 }
 # Parts of the names of what HTTP libraries raise when a connection fails; they have no base in common.
-_NAMES = ("Timeout", "Connect", "Disconnect", "Payload", "Incomplete", "ResponseParser", "HTTPClientError", "ServiceRe")
+_NAMES = (
+    "Timeout",
+    "Connect",
+    "Disconnect",
+    "Payload",
+    "Incomplete",
+    "ResponseParser",
+    "HTTPClientError",
+    "ServiceRe",
+    "Checksum",
+)
 _LIBRARIES = ("aiohttp", "botocore", "urllib3", "requests", "azure", "http", "aiobotocore", "httpx", "httpcore")
 
 
@@ -116,10 +126,11 @@ def is_passing(error: BaseException) -> bool:
     """
     if isinstance(error, TruncatedError):
         return True
-    status = status_of(error)
-    if status is not None:
-        return status >= 500 or status in _BUSY
+    # The outermost that says anything: an answer that broke off has a cause with the status of a wrong request.
     for each in _chain(error):
+        status = _status_of_one(each)
+        if status is not None:
+            return status >= 500 or status in _BUSY
         if isinstance(each, (ConnectionError, TimeoutError)):
             return True
         if isinstance(each, OSError) and each.errno in _PASSING:
@@ -132,17 +143,16 @@ def is_passing(error: BaseException) -> bool:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error is about, whichever library raised it; None where there is none."""
-    for each in _chain(error):
-        response = getattr(each, "response", None)
-        if isinstance(response, dict):
-            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:
-            found = next(
-                (getattr(each, name) for name in ("status", "status_code", "code") if hasattr(each, name)), None
-            )
-        if isinstance(found, int) and 100 <= found < 600:
-            return found
-    return None
+    return next((found for each in _chain(error) if (found := _status_of_one(each)) is not None), None)
+
+
+def _status_of_one(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        found = next((getattr(error, name) for name in ("status", "status_code", "code") if hasattr(error, name)), None)
+    return found if isinstance(found, int) and 100 <= found < 600 else None
 
 
 def reason_of(error: BaseException) -> str:

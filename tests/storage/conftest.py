@@ -1,13 +1,16 @@
 """Data whose every value tells where it belongs, and the stores that the tests are run with."""
 
 import math
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.s3 import Proxy, s3_server
 
 import streamseq as ss
 
@@ -69,3 +72,38 @@ def backend(request: pytest.FixtureRequest) -> str:
 def address(tmp_path: Path, backend: str) -> Path:
     """Where a store of the backend may be created."""
     return tmp_path / f"store.{backend}"
+
+
+@pytest.fixture(scope="session")
+def proxy() -> Iterator[Proxy]:
+    """A server of the S3 protocol, with a proxy before it that fails as it is told to."""
+    with s3_server() as port:
+        proxy = Proxy(port)
+        yield proxy
+        proxy.close()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies of remote files lie in a folder of the test; what fails is tried again at once."""
+    monkeypatch.setenv("STREAMSEQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("STREAMSEQ_RETRY_SECONDS", "20")
+    monkeypatch.setattr("streamseq.storage.retrying._FIRST_PAUSE", 0.01)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(proxy: Proxy, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a new bucket; the connection is found by the environment, as users do it."""
+    proxy.reset()
+    for name, value in {
+        "AWS_ENDPOINT_URL": proxy.address,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(name)
+    yield f"s3://{name}"
+    proxy.reset()
