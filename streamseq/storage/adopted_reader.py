@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError, StreamseqError
-from streamseq.core.fields import Field
 from streamseq.storage.adopted_source import Adopted, Descriptor, OpenChunks, Source, one_line
 from streamseq.storage.checksum import as_bytes, crc32c
 from streamseq.storage.chunk_cache import ChunkCache
-from streamseq.storage.decoding import Decoder, Decoding
-from streamseq.storage.interface import InFile, Int64, Parts, Reader, ReaderCounts
+from streamseq.storage.chunk_reader import TOLD, ChunkReader, ColumnChunks
+from streamseq.storage.decoding import Decoder
+from streamseq.storage.interface import InFile, Int64, Parts
 from streamseq.storage.rows import RowIndex
-
-# Files held open by one reader. Well below the 1,024 that many systems allow a process.
-_OPEN_FILES = 128
-# Chunks of which it is remembered that it was said where they lie.
-_TOLD = 4096
 
 T = TypeVar("T")
 
@@ -31,7 +25,7 @@ Sums = Mapping[str, NDArray[np.uint32]]
 """By field, uint32 [C]: the crc32c of each chunk's values."""
 
 
-class AdoptedReader(Reader):
+class AdoptedReader(ChunkReader["_Column"]):
     """Reads some fields of an adopted store.
 
     Args:
@@ -47,56 +41,24 @@ class AdoptedReader(Reader):
         self, adopted: Adopted, rows: RowIndex, fields: Sequence[str], cache_chunks: int, ahead: int, sums: Sums
     ) -> None:
         self._rows = rows
-        self._fields = adopted.fields
-        self._counted = ReaderCounts()
-        self._decoder = Decoder() if ahead else None
-        open_files = max(4, _OPEN_FILES // max(1, len(fields)))
-        self._columns = {
+        decoder = Decoder() if ahead else None
+        columns = {
             name: _Column(
                 adopted,
                 name,
                 ChunkCache(cache_chunks + ahead, uses, not ahead),
-                open_files,
-                self._decoder,
+                decoder,
                 ahead,
+                len(fields),
                 sums.get(name),
             )
             for name, uses in Counter(fields).items()
         }
+        super().__init__(adopted.fields, columns, decoder)
 
     @property
-    def fields(self) -> Mapping[str, Field]:
-        """See `Reader.fields`."""
-        return {name: self._fields[name] for name in self._columns}
-
-    @property
-    def lengths(self) -> Int64:
-        """See `Reader.lengths`."""
-        return self._rows.lengths
-
-    @property
-    def counts(self) -> ReaderCounts:
-        """See `Reader.counts`."""
-        total = self._counted
-        for column in self._columns.values():
-            total += column.counts
-        return total
-
-    def locate(self, field: str, spans: tuple[Int64, Int64, Int64]) -> Parts:
-        """See `Reader.locate`."""
-        column = self._column(field)
-        sequence, start, stop = spans
-        first = self._rows.single_rows(sequence)
-        if not len(first) or first.min() >= 0:
-            return column.locate(first + start, stop - start)
-        # Sequences whose rows lie apart.
-        pieces = self._rows.pieces(sequence, start, stop)
-        parts = column.locate(pieces.row, pieces.count)
-        return replace(parts, span=pieces.span[parts.span], offset=pieces.offset[parts.span] + parts.offset)
-
-    def load(self, field: str, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
-        """See `Reader.load`."""
-        return self._column(field).load(chunks, uses)
+    def _row_index(self) -> RowIndex:
+        return self._rows
 
     def arrays(self, parts: Parts) -> Iterator[NDArray[Any]]:
         """See `Reader.arrays`: read-only ones, and files that are read straight are looked at again afterwards."""
@@ -106,31 +68,8 @@ class AdoptedReader(Reader):
             values.flags.writeable = False
             yield values
 
-    def extents(self, field: str, chunks: Sequence[int]) -> list[InFile]:
-        """See `Reader.extents`: of chunks that are stored as they are."""
-        return self._column(field).extents(chunks)
 
-    def prefetch(self, field: str, chunks: Sequence[int]) -> bool:
-        """See `Reader.prefetch`."""
-        return self._column(field).prefetch(chunks)
-
-    def _column(self, field: str) -> _Column:
-        column = self._columns.get(field)
-        if column is None:
-            raise ValueError(f"a reader reads {', '.join(self._columns) or 'nothing once it is closed'}, got {field!r}")
-        return column
-
-    def close(self) -> None:
-        """See `Reader.close`."""
-        if self._decoder is not None:
-            self._decoder.close()
-        self._counted = self.counts
-        for column in self._columns.values():
-            column.close()
-        self._columns = {}
-
-
-class _Column:
+class _Column(ColumnChunks["_OpenFile"]):
     """One field: open files and decoded chunks."""
 
     def __init__(
@@ -138,28 +77,17 @@ class _Column:
         adopted: Adopted,
         name: str,
         cache: ChunkCache,
-        open_files: int,
         decoder: Decoder | None,
         ahead: int,
+        num_fields: int,
         sums: NDArray[np.uint32] | None,
     ) -> None:
+        super().__init__(name, adopted.fields[name].step_bytes, cache, decoder, ahead, num_fields)
         self._adopted = adopted
-        self._name = name
-        self._step_bytes = adopted.fields[name].step_bytes
         self._chunks = adopted.chunks[name]
-        self._cache = cache
-        self._decoder = decoder
-        self._ahead = ahead
         self._sums = sums
-        self._lock = threading.Lock()
-        self._coming: dict[int, Decoding] = {}
-        #: Chunks of which it was said where they lie, the latest last.
-        self._told: OrderedDict[int, None] = OrderedDict()
-        self._files: OrderedDict[int, _OpenFile] = OrderedDict()
-        self._open_files = open_files
         #: Chunks stored as they are whose values were compared.
         self._compared: set[int] = set()
-        self.counts = ReaderCounts()
 
     def locate(self, rows: Int64, counts: Int64) -> Parts:
         """Where runs of rows lie, `counts[i]` from `rows[i]` on."""
@@ -172,7 +100,7 @@ class _Column:
         start = np.maximum(borders[chunk], rows[span])
         stop = np.minimum(borders[chunk + 1], (rows + counts)[span])
         return Parts(
-            field=self._name,
+            field=self.name,
             chunk=chunk,
             low=start - borders[chunk],
             count=stop - start,
@@ -181,37 +109,18 @@ class _Column:
         )
 
     def load(self, chunks: Sequence[int], uses: Sequence[int]) -> list[NDArray[Any] | InFile]:
-        """The chunks, from which `uses` timesteps are going to be read."""
-        there: dict[int, NDArray[Any] | InFile] = {}
-        coming: dict[int, Decoding] = {}
+        """See `ColumnChunks.load`; chunks that are stored as they are, are not decoded."""
         direct: dict[int, _OpenFile] = {}
+        decoded: dict[int, int] = {}
         with self._lock:
-            self.counts.loaded += len(chunks)
             for key, count in zip(chunks, uses, strict=True):
                 if self._chunks.direct[key]:
                     direct[key] = self._file(key)
-                    continue
-                values = self._cache.get(key, count)
-                if values is not None:
-                    there[key] = values
-                    continue
-                if key not in self._coming:
-                    self._begin(key)
-                coming[key] = self._coming[key]
-        there |= {key: self._extent(file, key) for key, file in direct.items()}
-        if coming:
-            try:
-                # What nobody has begun is done here, before the rest is waited for.
-                for decoding in coming.values():
-                    decoding.run()
-                for key, decoding in coming.items():
-                    self._wait(decoding)
-                    there[key] = decoding.result()
-            except BaseException:
-                # Not for ever: the next one tries anew.
-                self._forget(coming)
-                raise
-            self._keep(coming, dict(zip(chunks, uses, strict=True)))
+                else:
+                    decoded[key] = count
+            self.counts.loaded += len(direct)
+        there: dict[int, NDArray[Any] | InFile] = {key: self._extent(file, key) for key, file in direct.items()}
+        there |= zip(decoded, super().load(list(decoded), list(decoded.values())), strict=True)
         return [there[key] for key in chunks]
 
     def _extent(self, file: _OpenFile, key: int) -> InFile:
@@ -242,7 +151,7 @@ class _Column:
                     continue
                 told[key] = None
                 found.append(self._file(key).extent(key))
-            while len(told) > _TOLD:
+            while len(told) > TOLD:
                 told.popitem(last=False)
         return found
 
@@ -259,56 +168,17 @@ class _Column:
                 self._decoder.submit(self._begin(key))
         return True
 
-    def _begin(self, key: int) -> Decoding:
-        """What decodes a chunk, from now on for all who ask for it."""
-        file = self._file(key)
-        spare = self._cache.make_room(len(self._coming))
-        decoding = self._coming[key] = Decoding(file, key, spare)
-        return decoding
+    def _file_of(self, key: int) -> int:
+        return int(self._chunks.source[key])
 
-    def _wait(self, decoding: Decoding) -> None:
-        if self._decoder is None:
-            decoding.wait()
-        else:
-            self._decoder.wait(decoding)
+    def _in_file(self, key: int) -> int:
+        return key
 
-    def _forget(self, failed: Mapping[int, Decoding]) -> None:
-        with self._lock:
-            for key, decoding in failed.items():
-                if self._coming.get(key) is decoding:
-                    del self._coming[key]
+    def _steps_of(self, key: int) -> int:
+        return self._chunks.steps(key)
 
-    def _keep(self, decoded: Mapping[int, Decoding], uses: Mapping[int, int]) -> None:
-        """Keep chunks, of which `uses` timesteps are going to be read."""
-        with self._lock:
-            for key, decoding in decoded.items():
-                # Another thread may have waited for it as well, and been faster.
-                if self._coming.get(key) is decoding:
-                    del self._coming[key]
-                    steps = self._chunks.steps(key)
-                    self.counts.decoding += decoding.seconds
-                    self.counts.decoded += 1
-                    self.counts.decoded_bytes += steps * self._step_bytes
-                    self._cache.put(key, decoding.result(), steps)
-                self._cache.get(key, uses[key])
-
-    def _file(self, key: int) -> _OpenFile:
-        """The file that a chunk lies in."""
-        number = int(self._chunks.source[key])
-        file = self._files.get(number)
-        if file is None:
-            if len(self._files) >= self._open_files:
-                self._files.popitem(last=False)
-            file = self._files[number] = _OpenFile(self._adopted, self._name, number, self._sums)
-        else:
-            self._files.move_to_end(number)
-        return file
-
-    def close(self) -> None:
-        """Close files and drop decoded chunks."""
-        self._files.clear()
-        self._coming.clear()
-        self._cache.clear()
+    def _open(self, number: int) -> _OpenFile:
+        return _OpenFile(self._adopted, self.name, number, self._sums)
 
 
 class _OpenFile:
