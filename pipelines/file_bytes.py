@@ -10,7 +10,6 @@ from typing import BinaryIO, cast
 import fsspec
 import fsspec.core
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from streamseq.etl import SourceError
@@ -160,6 +159,8 @@ def _plain_there(file: InputFile, start: int, stop: int) -> Iterator[NDArray[np.
 
 def _decoded(file: InputFile) -> Iterator[NDArray[np.uint8]]:
     """The decoded bytes of all members, or frames, of a file."""
+    import pyarrow as pa  # here, for it takes longer than a command's help
+
     codec = codec_of(file.address)
     with open_file(file) as opened, pa.PythonFile(opened, mode="r") as raw:
         stream = pa.CompressedInputStream(raw, codec)

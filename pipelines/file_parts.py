@@ -37,12 +37,14 @@ class Item:
         num_bytes: Its bytes of input.
         weight: Its decoded bytes, about.
         id: The id of its sequence; None where it holds many, or nothing.
+        goes_on: The id of the sequence that it begins inside of, where that is not `id`.
     """
 
     content: FilePart | Skipped
     num_bytes: int = 0
     weight: int = 0
     id: str | None = None
+    goes_on: str | None = None
 
 
 def steady_target(total_bytes: int, target_bytes: int) -> int:
@@ -96,7 +98,7 @@ def group(items: Sequence[Item], target: int) -> list[Partition]:
             Partition(
                 num_bytes=sum(item.num_bytes for item in chosen),
                 content=tuple(item.content for item in chosen),
-                continues=last if ids and ids[0] == last else None,
+                continues=chosen[0].goes_on or (last if ids and ids[0] == last else None),
             )
         )
         begin, last = end, ids[-1] if ids else None

@@ -70,7 +70,7 @@ def test_ingest_text_takes_its_options(run, texts):
     store = ss.open("s")
     assert store.backend == "arrow"
     assert store.read("all")["x"].tobytes() == b"threeone"
-    assert len(list(Path("s/shards").glob("*-*"))) == 2
+    assert len(list(Path("s/shards").glob("*-*"))) == 3
 
 
 def to(*args):
