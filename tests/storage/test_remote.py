@@ -76,10 +76,6 @@ class TestZarrInMemory(RemoteSuite):
     suffix = ".zarr"
 
 
-class TestArrowInMemory(RemoteSuite):
-    suffix = ".arrow"
-
-
 class TestArrowOnServer(RemoteSuite):
     suffix = ".arrow"
     shard_bytes = 20000
