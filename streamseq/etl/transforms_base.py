@@ -262,6 +262,14 @@ def put(fields: Mapping[str, Field], name: str, into: str | None, field: Field, 
     return {**fields, into or name: field}
 
 
+def holds(field: Field, value: float) -> bool:
+    """Whether a field can hold a number."""
+    if field.dtype.kind == "f":
+        return True
+    low, high = (0, 1) if field.dtype.kind == "b" else (np.iinfo(field.dtype).min, np.iinfo(field.dtype).max)
+    return bool(np.isfinite(value)) and value == int(value) and low <= int(value) <= high
+
+
 def float_like(field: Field) -> np.dtype[Any]:
     """The dtype of real results: float64 of float64, otherwise float32."""
     return np.dtype("float64" if field.dtype == np.float64 else "float32")

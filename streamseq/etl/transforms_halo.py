@@ -16,6 +16,7 @@ from streamseq.etl.transforms_base import (
     BadTimestepError,
     Halo,
     float_like,
+    holds,
     named_arrays,
     probe,
     put,
@@ -228,7 +229,7 @@ class Windowed(Halo):
         """What the function returns."""
         if self.edges != NEAREST:
             for name, field in fields.items():
-                if not _holds(field, float(self.edges)):
+                if not holds(field, float(self.edges)):
                     raise ValueError(f"{self} has {self.edges} at its edges, {name!r} is {field.dtype}: cast it first")
         return probe(self.function, fields, self.fields, self, (self.working_steps,))
 
@@ -248,13 +249,6 @@ class Windowed(Halo):
 def _check_edges(edges: object) -> None:
     if edges != NEAREST and (isinstance(edges, (bool, str)) or not isinstance(edges, (int, float))):
         raise ValueError(f"edges is {NEAREST!r} or a number, got {edges!r}")
-
-
-def _holds(field: Field, value: float) -> bool:
-    if field.dtype.kind == "f":
-        return True
-    low, high = (0, 1) if field.dtype.kind == "b" else (np.iinfo(field.dtype).min, np.iinfo(field.dtype).max)
-    return bool(np.isfinite(value)) and value == int(value) and low <= int(value) <= high
 
 
 def _pad(values: NDArray[Any], first: int, last: int, edges: str | float) -> NDArray[Any]:

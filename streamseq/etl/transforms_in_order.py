@@ -19,6 +19,7 @@ from streamseq.etl.transforms_base import (
     BadTimestepError,
     InOrder,
     Operator,
+    holds,
     join,
     named_arrays,
     num_steps,
@@ -154,9 +155,10 @@ class _Resampler:
         if method == "nearest":
             return np.asarray(values[(2 * begins + self._below) // (2 * self._below)])
         before = begins // self._below
-        base = values[before]
-        per_step = (-1, *(1,) * (values.ndim - 1))
         integers = values.dtype.kind != "f"
+        # Integers are interpolated and averaged from where they begin: as reals they would lose digits.
+        base = values[before] if integers or method == "linear" else np.zeros_like(values[before])
+        per_step = (-1, *(1,) * (values.ndim - 1))
         with np.errstate(over="ignore", invalid="ignore"):
             if method == "linear":
                 share = ((begins % self._below) / self._below).reshape(per_step)
@@ -170,7 +172,7 @@ class _Resampler:
         return np.asarray(base + added, values.dtype)
 
     def _mean(self, values: NDArray[Any], base: NDArray[Any], begins: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The mean of the input from each timestep of the result to the next, less the input at that timestep."""
+        """The mean of the input from each timestep of the result to the next, less `base`."""
         per_step = (-1, *(1,) * (values.ndim - 1))
         total = np.zeros(base.shape)
         counted = np.zeros(len(begins), np.int64)
@@ -253,7 +255,7 @@ class FillGaps(InOrder):
             if name == self.time:
                 continue
             fill = self._fill(name)
-            if not isinstance(fill, str) and field.dtype.kind != "f" and np.array(fill).astype(field.dtype) != fill:
+            if not isinstance(fill, str) and not holds(field, fill):
                 raise ValueError(f"{self} fills {name!r} with {fill}, which {field.dtype} cannot hold: cast it first")
         return dict(fields) if self.mask is None else put(fields, self.time, self.mask, Field("bool"), self)
 

@@ -449,3 +449,19 @@ def test_a_transformed_source_can_be_transformed_again():
     wanted = read_all(once, once.partitions(1))[0]["a"]
     got = read_all(twice, twice.partitions(1))[0]["a"]
     assert all(got[name].tobytes() == wanted[name].tobytes() for name in wanted)
+
+
+class Wrong(CutSource):
+    """Partitions say what is not so."""
+
+    def partitions(self, target_bytes):
+        says = [None, "a", "b", "b"]
+        return [Partition(num_bytes=1, content=number, continues=id) for number, id in enumerate(says)]
+
+
+def test_timesteps_that_a_source_says_are_of_another_sequence_are_not_lost_silently():
+    sequences = {"a": values(1, 9), "b": values(2, 9)}
+    a = parts([0, 3], [3, 6], [6, 9])
+    source = TransformedSource(Wrong(sequences, [*a, [Part(id="b", start=0, stop=9)]]), [IN_ORDER[5][0]])
+    with pytest.raises(SourceError, match="'a' went on in one that does not"):
+        read_all(source, source.partitions(1))
