@@ -144,13 +144,12 @@ class StreamDataset(IterableDataset[Window]):
         self._reader_owner: object = None
         # Says at once what cannot work, and what is not likely to be meant.
         self._limits(blocks=2)
-        held = int(np.count_nonzero(self._selection.lengths))
-        what = "sequences"
+        held, what = int(np.count_nonzero(self._selection.lengths)), ""
         if self._boundaries is not None and self._boundaries.breaks.any():
-            held, what = self._plan.num_groups, "sequences, or parts of them between breaks,"
+            held, what = self._plan.num_groups, " parts between breaks"
         if held < self.lanes and layout == "sequences" and window is not None:
             warnings.warn(
-                f"fewer {what} than lanes: {held} for {lanes}, so {lanes - held} lanes stay idle; "
+                f"fewer sequences than lanes: {held}{what} for {lanes}, so {lanes - held} lanes stay idle; "
                 f'layout="even" cuts the data into {lanes} runs of equal length instead',
                 stacklevel=2,
             )
