@@ -36,7 +36,7 @@ def job_key(source: Source, layout: ShardLayout) -> str | None:
         return None
     try:
         cut = (layout.backend, layout.fields, layout.codecs, layout.chunk_timesteps, layout.shard_timesteps)
-        return _digest(["job", __version__, _code_of(type(source)), settings, *cut])
+        return _digest(["job", __version__, code_of(type(source)), settings, *cut])
     except _NoKeyError:
         return None
 
@@ -94,7 +94,7 @@ def _plain(value: object) -> Any:
     raise _NoKeyError
 
 
-def _code_of(kind: type) -> list[str]:
+def code_of(kind: type) -> list[str]:
     """The class, and a digest of the file that it is written in; streamseq's own classes have its version."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     name = f"{kind.__module__}.{kind.__qualname__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -19,6 +19,7 @@ from streamseq.etl.report import Report
 from streamseq.etl.source import Partition, Source, SourceError
 from streamseq.etl.task import duplicate_id, run_task
 from streamseq.etl.task_result import TaskResult
+from streamseq.etl.transformed_source import TransformedSource
 from streamseq.etl.workers import Workers
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 def ingest(
     source: Source,
     uri: str | os.PathLike[str],
+    transforms: Iterable[object] = (),
     *,
     client: Client | None = None,
     workers: int | None = None,
@@ -49,12 +51,16 @@ def ingest(
 ) -> Report:
     """Write a source into a new store, in parallel; the store is the same for any number of workers.
 
-    The version is committed when all of it is written. A job that fails or is interrupted leaves nothing.
+    The version is committed when all of it is written. A job that fails, is interrupted or killed leaves nothing that
+    can be read; run again, it does only what is not done, and where data changed after it was committed it reads what
+    changed and makes the next version. For that a source says its `settings`: one without them begins anew each time.
 
     Args:
         source: Where the data comes from; see `streamseq.etl.source`.
         uri: Where to put the store: a local path that all workers have, or a URL that fsspec knows such as
             `s3://bucket/plants.zarr`.
+        transforms: What is done to the data on the way, in order: `streamseq.etl.transforms`, or functions of a dict of
+            arrays.
         client: A Dask client, whose workers do the work.
         workers: Without a client, the number of threads of this process; None: one a core.
         scheduler: The address of a Dask scheduler to use instead.
@@ -83,6 +89,9 @@ def ingest(
         b'one'
     """
     began = time.monotonic()
+    transforms = list(transforms)
+    if transforms:
+        source = TransformedSource(source, transforms)
     chosen = Workers(client=client, threads=workers, scheduler=scheduler)
     place = place_of(uri, storage_options)
     suffix = PurePosixPath(place.uri).suffix

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamseq.core.fields import Field, check_fields
+from streamseq.etl.identity import code_of
 from streamseq.etl.source import Partition, Piece, Skipped, Source, SourceError
 from streamseq.etl.transformed_sequence import Stage, TransformedSequence
 from streamseq.etl.transforms_base import BLOCK_BYTES, Arrays, Transform, num_steps
@@ -90,6 +91,17 @@ class TransformedSource:
     def threads(self) -> bool:
         """Whether threads serve the source and all transforms."""
         return self.source.threads and all(transform.threads for transform in self.transforms)
+
+    @property
+    def settings(self) -> tuple[object, ...] | None:
+        """What decides how data is read: that of the source and the transforms; None where one does not say it."""
+        settings = getattr(self.source, "settings", None)
+        if settings is None:
+            return None
+        try:
+            return settings, code_of(type(self.source)), self.transforms_fingerprint
+        except TypeError:
+            return None
 
     @property
     def transforms_fingerprint(self) -> str:

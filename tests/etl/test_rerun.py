@@ -269,3 +269,18 @@ def test_keys_depend_on_what_decides_the_data(folders):
     assert same is not None
     assert same[0] != same[1]
     assert partition_keys("job", [Partition(num_bytes=1, content=object())]) is None
+
+
+def test_transforms_are_part_of_a_job(folders):
+    (folders / "in/f5").write_text("fail")
+    transforms = [lambda arrays: {"x": arrays["x"] + 1}]
+    with pytest.raises(OSError, match="disk on fire"):
+        ss.ingest(source(folders), folders / "s.zarr", transforms, **CUT | {"workers": 1})
+    done = len(receipts(folders))
+    assert done
+    (folders / "in/f5").write_text("95")
+    report = ss.ingest(source(folders), folders / "s.zarr", [lambda arrays: {"x": arrays["x"] + 1}], **CUT)
+    assert report.partitions_done_before == done
+    assert ss.open(folders / "s.zarr").read("f2")["x"].tolist() == list(range(1, 93))
+    with pytest.raises(ss.StoreError, match="not one that this job wrote"):
+        ss.ingest(source(folders), folders / "s.zarr", [lambda arrays: {"x": arrays["x"] + 2}], **CUT)
