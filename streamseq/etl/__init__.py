@@ -1,7 +1,18 @@
 """ETL: sources of raw data, the Dask job that writes them into a store, and stores as Dask arrays."""
 
+from streamseq.etl import transforms
 from streamseq.etl.dask_array import to_dask
 from streamseq.etl.report import Report
 from streamseq.etl.source import Partition, Piece, Skipped, Source, SourceError, partition_bytes
 
-__all__ = ["Partition", "Piece", "Report", "Skipped", "Source", "SourceError", "partition_bytes", "to_dask"]
+__all__ = [
+    "Partition",
+    "Piece",
+    "Report",
+    "Skipped",
+    "Source",
+    "SourceError",
+    "partition_bytes",
+    "to_dask",
+    "transforms",
+]
