@@ -16,6 +16,7 @@ import checksums
 import cold
 import latency
 import memory
+import opening
 import plans
 import tbptt
 import tbptt_exact
@@ -153,6 +154,7 @@ def main() -> None:
         sections.append(checksums_section(raw, folder / "stores", scale, quick=options.quick))
         sections.append(memory_section(folder, quick=options.quick))
         sections.append(plans.section(10**5 if options.quick else 10**8))
+        sections.append(opening.section(10**5 if options.quick else 10**7))
         trainers = options.peers and environments.create(PEERS, "tbptt") is None
         sections.append(tbptt_section(quick=options.quick, peers=trainers))
         sections.append(tbptt_exact_section(folder, quick=options.quick))
