@@ -17,7 +17,7 @@ from . import table_arrow, table_csv
 from .files import InputFile, find_files
 from .table_columns import ALL, UNITS, Columns, check_columns, parse_field
 from .table_files import FORMATS, Block, FileProblem, Reading, TableFile, known_patterns, recognise, stem_of
-from .table_plan import plan
+from .table_plan import NO_ROWS, plan
 from .table_read import read_content
 from .table_schema import Looked, check_columns_of, look, resolve
 
@@ -197,7 +197,10 @@ class TableSource:
                 looked = look(file, reading, self._names)
                 check_columns_of(looked, reading)
                 cut = table_csv.cut if looked.row_bytes else table_arrow.cut
-                blocks += cut(looked.file, self._block_bytes)
+                cuts = cut(looked.file, self._block_bytes)
+                if not cuts:
+                    skipped.append(Skipped(what=file.address, reason=NO_ROWS, num_bytes=file.input.size))
+                blocks += cuts
                 row_bytes.append(looked.row_bytes)
             except FileProblem as problem:
                 skipped.append(self._left_out(file, problem))

@@ -37,7 +37,7 @@ def schema_of(file: TableFile) -> pa.Schema:
 def cut(file: TableFile, block_bytes: int) -> list[Block]:
     """Put consecutive row groups or record batches together to blocks of about `block_bytes`.
 
-    A stream of record batches is one block, for nothing says where its batches lie.
+    A stream of record batches is one block, for nothing says where its batches lie. Without rows there is no block.
 
     Raises:
         FileProblem: The file cannot be read.
@@ -53,6 +53,8 @@ def cut(file: TableFile, block_bytes: int) -> list[Block]:
                     return [Block(file=file, start=0, stop=0, num_bytes=file.input.size)]
                 batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
                 sizes = [(batch.num_rows, max(1, batch.nbytes)) for batch in batches]
+    if not any(rows for rows, _ in sizes):
+        return []
     whole = sum(size for _, size in sizes)
     blocks: list[Block] = []
     start = first_row = held = 0

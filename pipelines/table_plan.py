@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.etl import Partition, Skipped, SourceError, partition_bytes
 
+from .runs import steady_runs
 from .table_files import Block, Reading
 from .table_index import BlockIndex, index_blocks
 
+# What is said of an empty file, which is left out but no error.
+NO_ROWS = "it has no rows"
 _NEVER = np.iinfo(np.int64).max
 _LEAST = np.iinfo(np.int64).min
 # A block that many partitions need is read by each of them. All together read the table at most so many times.
@@ -188,30 +190,21 @@ def _changes(values: NDArray[np.int64]) -> NDArray[np.bool_]:
 def _runs(
     entries: _Entries, ids: Sequence[str], blocks: Sequence[Block], target_bytes: int, step_bytes: int
 ) -> list[tuple[int, int]]:
-    """Cut the entries into runs `[start, stop)`, each a partition.
-
-    Beside the runs that are full, some end where the name of a sequence (and file) says so, whatever lies before it:
-    so a sequence that grows moves the borders of its neighbours, and no others.
-    """
+    """Cut the entries into runs `[start, stop)`, each a partition."""
     sizes = entries.num_rows * step_bytes
     target = partition_bytes(int(sizes.sum()), target_bytes)
     costs = np.array([block.num_bytes for block in blocks], np.int64)
     budget = _MOST_READS * int(costs[np.unique(entries.block)].sum())
     fresh = _changes(entries.sequence) | _changes(entries.file)
-    group = np.add.reduceat(sizes, np.flatnonzero(fresh))[np.cumsum(fresh) - 1] if len(sizes) else sizes
+    weights = sizes.tolist()
+
+    def name(entry: int) -> str | None:
+        if not fresh[entry]:
+            return None
+        return f"{ids[entries.sequence[entry]]}\0{blocks[entries.block[entry]].file.input.id}"
+
     while True:
-        borders = [0]
-        filled = 0
-        for number, size in enumerate(sizes.tolist()):
-            full = filled + size > target
-            if not full and fresh[number] and 4 * filled > target:
-                name = f"{ids[entries.sequence[number]]}\0{blocks[entries.block[number]].file.input.id}"
-                full = crc32(name.encode()) * target < 2 * int(group[number]) << 32
-            if full and number:
-                borders.append(number)
-                filled = 0
-            filled += size
-        runs = list(zip(borders, [*borders[1:], len(sizes)], strict=True)) if len(sizes) else []
+        runs = steady_runs(weights, name, target)
         if sum(int(costs[np.unique(entries.block[start:stop])].sum()) for start, stop in runs) <= budget:
             return runs
         target *= 2

@@ -14,7 +14,7 @@ from streamseq.etl import Piece, Skipped, SourceError
 from .table_columns import Converted, shown, to_numbers
 from .table_files import FileProblem, Rows
 from .table_index import Keys, keys_of, left_out, read_block, strays
-from .table_plan import TableContent, broken
+from .table_plan import NO_ROWS, TableContent, broken
 
 # Rows of later sequences that come with those of an earlier one are held in memory up to so much, then on the disk.
 _HELD_BYTES = 64 << 20
@@ -32,8 +32,6 @@ def read_content(content: TableContent, on_error: str) -> Iterator[Piece | Skipp
     Raises:
         SourceError: Something is not as it has to be, and `on_error` is "fail".
     """
-    if on_error == "fail" and content.skipped:
-        raise broken(content.skipped[0])
     yield from content.skipped
     reading = content.reading
     unit = {f"{reading.time_field}_unit": reading.unit} if reading.unit is not None else None
@@ -41,7 +39,7 @@ def read_content(content: TableContent, on_error: str) -> Iterator[Piece | Skipp
     with _Held() as held:
         for item in _arrays(content, on_error == "quarantine", held):
             if isinstance(item, Skipped):
-                if on_error == "fail":
+                if on_error == "fail" and item.reason != NO_ROWS:
                     raise broken(item)
                 yield item
                 continue
@@ -91,9 +89,13 @@ class _Reader:
 
     def read(self) -> Iterator[tuple[int, Arrays] | Skipped]:
         """Yield the numbers of parts with their next timesteps, and what is left out."""
+        seen = False
         try:
             for rows in read_block(self._block, self._reading, self._reading.columns, self._keep_content):
+                seen = seen or bool(rows.broken) or rows.table.num_rows > 0
                 yield from self._rows(rows)
+            if self._owned and not seen and not self._place():
+                yield Skipped(what=self._block.file.address, reason=NO_ROWS, num_bytes=self._block.num_bytes)
         except FileProblem as problem:
             # What was known beforehand is reported once; what is new, by everybody who misses rows for it.
             if self._owned or not self._damaged:

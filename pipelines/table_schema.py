@@ -52,7 +52,7 @@ def look(file: TableFile, reading: Reading, names: Sequence[str] | None) -> Look
         if reading.timestamp in kinds:
             type = schema.field(reading.timestamp).type
             time = type.unit if pa.types.is_timestamp(type) else "s" if pa.types.is_date32(type) else "ms"
-            time = "integer" if pa.types.is_integer(type) else time
+            time = "integer" if _is_integer(type) else time
         return Looked(file=file, kinds=kinds, time=time, row_bytes=0)
     file = with_header(file, reading, names)
     rows = sample(file, reading)
@@ -147,17 +147,22 @@ def check_columns_of(looked: Looked, reading: Reading) -> None:
         FileProblem: It has not.
     """
     file = looked.file
-    names = list(schema_of(file).names if file.format in ("parquet", "arrow") else file.names)
+    schema = schema_of(file) if file.format in ("parquet", "arrow") else None
+    names = list(file.names if schema is None else schema.names)
     for name in reading.columns:
         if names.count(name) != 1:
             has = f"no column {name!r}, it has {', '.join(names)}" if name not in names else f"two columns {name!r}"
             raise FileProblem(f"it has {has}: every file has each column once")
-        if file.format in ("csv", "tsv"):
+        if schema is None:
             continue
-        kind = looked.kinds[name]
-        if name == reading.sequence and kind not in ("text", "number"):
-            raise FileProblem(f"its column {name!r} is of kind {kind}, and ids are text or integers: convert it")
-        if name == reading.timestamp and not (looked.time == "integer" or (kind == "time" and reading.unit)):
-            raise FileProblem(f"its column {name!r} is of kind {kind}, times are timestamps or, in all files, integers")
+        type, kind = schema.field(name).type, looked.kinds[name]
+        if name == reading.sequence and kind != "text" and not _is_integer(type):
+            raise FileProblem(f"its column {name!r} is {type}, and ids are text or integers: convert it")
+        if name == reading.timestamp and not _is_integer(type) and not (kind == "time" and reading.unit):
+            raise FileProblem(f"its column {name!r} is {type}, times are timestamps or, in all files, integers")
         if name not in reading.key_columns and kind not in ("number", "bool"):
-            raise FileProblem(f"its column {name!r} is of kind {kind}, and a field is made of numbers: leave it out")
+            raise FileProblem(f"its column {name!r} is {type}, and a field is made of numbers: leave it out")
+
+
+def _is_integer(type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type.value_type if pa.types.is_dictionary(type) else type))

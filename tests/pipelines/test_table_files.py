@@ -235,7 +235,7 @@ def harmed(tmp_path, kind):
         "twice": ("bad.csv", b"plant,time,a,b,b\np,1,2,3\n", "two columns 'b'"),
         "no parquet": ("bad.parquet", b"plant,time,a,b\n", "magic"),
         "no arrow": ("bad.arrow", b"plant,time,a,b\n" * 100, "."),
-        "other types": ("bad.parquet", None, "'a' is of kind text"),
+        "other types": ("bad.parquet", None, "'a' is string"),
     }
     name, data, reason = contents[kind]
     if data is None:
@@ -302,6 +302,36 @@ def test_a_file_that_changes_is_an_error_or_reported(tmp_path):
             items = [item for partition in partitions for item in source.read(partition)]
             assert [item.what for item in items if isinstance(item, Skipped)] == [str(path)]
         path.write_text(PLAIN)
+
+
+def test_files_without_rows_are_reported_and_no_error(tmp_path):
+    put(tmp_path / "a.csv", "s,a\n7,1\n")
+    put(tmp_path / "b.csv", "s,a\n")
+    put(tmp_path / "c.csv.gz", gzip.compress(b"s,a\n\n"))
+    put(tmp_path / "d.csv", "s,a\n\n\n")
+    empty = pa.record_batch([pa.array([], pa.int64()), pa.array([], pa.float64())], ["s", "a"])
+    pq.write_table(pa.table(empty), tmp_path / "e.parquet")
+    for name, new in (("f.arrows", pa.ipc.new_stream), ("g.arrow", pa.ipc.new_file)):
+        with new(tmp_path / name, empty.schema) as writer:
+            writer.write_batch(empty)
+    for keys in ({}, {"sequence_column": "s"}):
+        read, skipped = read_all(TableSource([tmp_path], fields={"x": "a"}, **keys))
+        assert read == {"7" if keys else "a": {"x": [1.0]}}
+        names = ("b.csv", "c.csv.gz", "d.csv", "e.parquet", "f.arrows", "g.arrow")
+        assert sorted(item.what for item in skipped) == [str(tmp_path / name) for name in names]
+        assert {item.reason for item in skipped} == {"it has no rows"}
+
+
+def test_ids_are_text_or_integers(tmp_path):
+    for type, ids in ((pa.int16(), ["3"]), (pa.dictionary(pa.int8(), pa.string()), ["3"]), (pa.float64(), None)):
+        values = ["3"] if pa.types.is_dictionary(type) else [3]
+        pq.write_table(pa.table({"s": pa.array(values, type), "a": [1.0]}), tmp_path / "t.parquet")
+        source = TableSource([tmp_path], sequence_column="s", fields={"x": "a"})
+        if ids is not None:
+            assert list(read_all(source)[0]) == ids
+        else:
+            with pytest.raises(SourceError, match="'s' is double, and ids are text or integers"):
+                read_all(source)
 
 
 @pytest.fixture
