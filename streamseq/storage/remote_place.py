@@ -27,7 +27,7 @@ from fsspec.core import url_to_fs
 from streamseq.core.errors import StoreError
 from streamseq.storage.place import FOLDERS, GROUP_FILE, Place, UnknownOutcomeError
 from streamseq.storage.remote_ahead import Ahead
-from streamseq.storage.retrying import ExhaustedError, TruncatedError, reason_of, retry_seconds, retrying
+from streamseq.storage.retrying import ExhaustedError, TruncatedError, is_passing, reason_of, retry_seconds, retrying
 from streamseq.storage.shard_cache import ShardCache
 
 T = TypeVar("T")
@@ -464,7 +464,13 @@ class RemotePlace(Place):
         if asynchronous is None:
             return getattr(fs, method)(*args, **options)
         seconds = self._stalled_after + num_bytes / _SLOWEST
-        return sync(fs.loop, asynchronous, *args, timeout=seconds, **options)
+        try:
+            return sync(fs.loop, asynchronous, *args, timeout=seconds, **options)
+        except FileNotFoundError as error:
+            # fsspec's HTTP says so as well of a server that it does not reach.
+            if error.__cause__ is not None and is_passing(error.__cause__):
+                raise error.__cause__ from None
+            raise
 
     def _retry(self, what: str, action: Callable[[], T]) -> T:
         return retrying(what, action, self._seconds)

@@ -217,6 +217,9 @@ def test_a_store_on_a_plain_http_server_is_read(tmp_path, backend, own_cache, mo
     finally:
         server.shutdown()
         server.server_close()
+    monkeypatch.setenv("STREAMSEQ_RETRY_SECONDS", "0.1")
+    with pytest.raises(ss.StoreError, match=r"failed \d+ times .*Connect"):
+        ss.open(address)
 
 
 def test_addresses_of_packages_that_are_not_there(monkeypatch):
