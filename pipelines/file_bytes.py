@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import fsspec.core
@@ -84,18 +84,24 @@ def read_surely(file: InputFile) -> Iterator[NDArray[np.uint8]]:
     Raises:
         FileError: As `read_bytes`, but before anything is yielded, unless the file changes in this moment.
     """
-    held: list[NDArray[np.uint8]] = []
+    return surely(lambda: read_bytes(file))
+
+
+def surely(read: Callable[[], Iterator[NDArray[Any]]]) -> Iterator[NDArray[Any]]:
+    """Yield what a reader yields, after it has come to its end once: what is large is read twice.
+
+    Raises:
+        FileError: What the reader raises, but before anything is yielded.
+    """
+    held: list[NDArray[Any]] = []
     num_bytes = 0
-    for piece in read_bytes(file):
-        num_bytes += len(piece)
+    for piece in read():
+        num_bytes += piece.nbytes
         if num_bytes <= HELD_BYTES:
             held.append(piece)
         else:
             held.clear()
-    if num_bytes <= HELD_BYTES:
-        yield from held
-    else:
-        yield from read_bytes(file)
+    yield from held if num_bytes <= HELD_BYTES else read()
 
 
 def open_file(file: InputFile) -> BinaryIO:
