@@ -84,6 +84,11 @@ class _Timeline:
     def __len__(self) -> int:
         return len(self.stop)
 
+    def selection(self) -> Selection:
+        """What is read."""
+        start = None if self.sequence is None else np.zeros(len(self), np.int64)
+        return Selection(lengths=self.stop, sequence=self.sequence, start=start)
+
     def index(self, place: int) -> int:
         """The index in the store of a sequence."""
         return place if self.sequence is None else int(self.sequence[place])
@@ -156,7 +161,7 @@ def _read_through(
     step_bytes = 1 + sum(store.fields[name].step_bytes for name in emitted)
     window = max(1, min(_PIECE_TIMESTEPS, _PIECE_BYTES // step_bytes))
     plan = Plan(
-        Selection(lengths=timeline.stop, sequence=timeline.sequence),
+        timeline.selection(),
         PlanSettings(lanes=1, window=window, tail="pack"),
         contents="",
         epoch=0,

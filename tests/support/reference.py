@@ -2,8 +2,8 @@
 
 Deliberately naive. State before timestep t of a lane: the initial one where a sequence starts. An update at T after T'
 differentiates the losses of (T', T] back to b = max(0, T' + k1 - k2), where the state is the constant that the last
-update which ran over b computed; with k2 of at least the longest sequence, back to each lane's own reset. Padding is time in
-which nothing happens: a lane that stops inside its sequence goes on with the state of its own stop.
+update which ran over b computed; with k2 of at least the longest sequence, back to each lane's own reset. Padding is
+time in which nothing happens: a lane that stops inside its sequence goes on with the state of its own stop.
 """
 
 import torch

@@ -20,7 +20,7 @@ POSITIONS = {"s0": [2, 3, 9], "s2": [1, 11, 12, 25], "s4": [6], "s6": [7, 14]}
 BREAKS = {"s0": [5], "s2": [12, 20], "s6": [14]}
 
 
-def domain(positions=POSITIONS, breaks=BREAKS, number=len(LENGTHS)):
+def domain(positions=POSITIONS, breaks=BREAKS, number=7):
     """Of the first so many sequences."""
     ids = [f"s{i}" for i in range(number)]
     given, broken = ({id: each[id] for id in ids if id in each} for each in (positions, breaks))
