@@ -11,6 +11,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 RUNS = {
     "write_a_store.py": ([], "version 1 is still there"),
     "carry_by_hand.py": ([], "epoch 2: train"),
+    "domain_windows.py": ([], "by hand: 8 states ended"),
     "tbptt_in_memory.py": ([], "stopped after 150 and resumed"),
     "exact_bptt.py": (["20000"], "through 20,000 timesteps"),
     "predict.py": ([], "most surprising: timestep 400 of wave-33"),
