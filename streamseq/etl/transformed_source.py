@@ -45,7 +45,7 @@ class TaskContent:
 
 
 class TransformedSource:
-    """A source whose sequences go through transforms, one after the other.
+    """A source whose sequences go through transforms, one after the other: what `ss.ingest(..., transforms=...)` makes.
 
     Args:
         source: Where the data comes from.
@@ -90,7 +90,8 @@ class TransformedSource:
     @property
     def threads(self) -> bool:
         """Whether threads serve the source and all transforms."""
-        return self.source.threads and all(transform.threads for transform in self.transforms)
+        # As a job takes a source that does not say.
+        return getattr(self.source, "threads", True) and all(transform.threads for transform in self.transforms)
 
     @property
     def settings(self) -> tuple[object, ...] | None:

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 from functools import reduce
+from types import SimpleNamespace
 
 import cloudpickle
 import numpy as np
@@ -438,6 +439,8 @@ def test_functions_of_the_user_are_for_processes_unless_they_say_otherwise():
     source = CutSource({"a": values(1, 9)}, parts([0, 9]))
     assert TransformedSource(source, [Filter("x", [1.0])]).threads
     assert not TransformedSource(source, [keep]).threads
+    assert TransformedSource(source, [Function(keep, threads=True)]).threads
+    source = SimpleNamespace(fields=CutSource.fields)
     assert TransformedSource(source, [Function(keep, threads=True)]).threads
 
 
