@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import uuid
@@ -114,6 +115,8 @@ def ingest(
         results = _run(source, partitions, keys, layout, staged, chosen, progress)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
+        if isinstance(source, TransformedSource):
+            source.check_ids(partitions, [receipt.ids for receipt in receipts])
         if not any(receipt.num_timesteps for receipt in receipts):
             left_out = [skipped for result in results for skipped in result.skipped]
             why = f", {left_out[0].what} was left out ({left_out[0].reason})" if left_out else ""
@@ -187,30 +190,40 @@ class _StagedJob:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            # What cannot be removed is a leftover; an error that led here is not hidden by another one.
+            with contextlib.suppress(OSError, StoreError):
+                self._remove_left(error)
+        finally:
+            self._end()
+
+    def _remove_left(self, error: BaseException | None) -> None:
+        """Remove what tasks wrote and no version has."""
         self.attempts.end()
-        if not (self.commits and self.place.undecided(error)):
-            # Of all versions: the newest may have been compacted already.
-            committed = {
-                shard.id.split("-")[0]
-                for number in self.place.version_numbers()
-                for shard in DiskStore(self.place, number).snapshot.shards
-            }
-            # Finished tasks are not done again by the next run.
-            finished = set() if self.ledger is None else {done.receipt.writer for done in self.ledger.all().values()}
-            # Those of workers that died are among them, which nobody else would remove.
-            left = set(self.attempts.writers()) - committed - finished
-            for writer in left:
-                self.place.remove(f"staging/{writer}")
-            for shard in self.place.names("shards"):
-                if shard.split("-")[0] in left:
-                    self.place.remove(f"shards/{shard}")
-        self._end()
+        if self.commits and self.place.undecided(error):
+            return
+        # Of all versions: the newest may have been compacted already.
+        committed = {
+            shard.id.split("-")[0]
+            for number in self.place.version_numbers()
+            for shard in DiskStore(self.place, number).snapshot.shards
+        }
+        # Finished tasks are not done again by the next run.
+        finished = set() if self.ledger is None else {done.receipt.writer for done in self.ledger.all().values()}
+        # Those of workers that died are among them, which nobody else would remove.
+        left = set(self.attempts.writers()) - committed - finished
+        for writer in left:
+            self.place.remove(f"staging/{writer}")
+        for shard in self.place.names("shards"):
+            if shard.split("-")[0] in left:
+                self.place.remove(f"shards/{shard}")
 
     def _end(self) -> None:
         """Give up the claim, and what was made for a store that does not come to be."""
         self.claim.release()
-        self.place.remove(f"staging/{self.attempts.folder}")
-        self.place.undo(self._begun)
+        with contextlib.suppress(OSError, StoreError):
+            self.place.remove(f"staging/{self.attempts.folder}")
+            self.place.undo(self._begun)
 
 
 def _run(

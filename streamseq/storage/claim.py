@@ -94,12 +94,16 @@ class Claim:
 
     def release(self) -> None:
         """Remove the claim, once what was written is committed or removed."""
-        if self._given is None and self.folder:
-            self._place.remove(f"staging/{self.folder}")
-        self._remove_files()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor, self.folder = None, ""
+        try:
+            # What cannot be removed is a leftover: nothing is undone or left locked because of it.
+            with contextlib.suppress(OSError, StoreError):
+                if self._given is None and self.folder:
+                    self._place.remove(f"staging/{self.folder}")
+                self._remove_files()
+        finally:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor, self.folder = None, ""
 
     def __enter__(self) -> Self:
         self.hold()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -126,16 +127,21 @@ def _check_shards(place: Place, shards: Sequence[Shard]) -> None:
 def abandon_receipts(root: str | os.PathLike[str] | Place, receipts: Sequence[Receipt]) -> None:
     """Remove the shards of receipts that are not going to be committed; shards that a version has are kept.
 
+    What cannot be removed stays as a leftover, for `clean`: an error that led here is not hidden by another one.
+
     Args:
         root: Where the store lies.
         receipts: The receipts.
     """
     place = place_of(root)
-    committed = {shard.id for number in place.version_numbers() for shard in DiskStore(place, number).snapshot.shards}
-    for receipt in receipts:
-        for shard in receipt.shards:
-            if shard.id not in committed:
-                place.remove(f"shards/{shard.id}")
+    with contextlib.suppress(OSError, StoreError):
+        committed = {
+            shard.id for number in place.version_numbers() for shard in DiskStore(place, number).snapshot.shards
+        }
+        for receipt in receipts:
+            for shard in receipt.shards:
+                if shard.id not in committed:
+                    place.remove(f"shards/{shard.id}")
 
 
 def _check_same_sequences(receipts: Sequence[Receipt], base: DiskStore, newest: DiskStore) -> None:

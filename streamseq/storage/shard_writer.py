@@ -6,6 +6,7 @@ are encoded as soon as they fill a chunk, so that a writer holds less than a chu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -19,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field, check_step_array
 from streamseq.storage.arrow_shard import ArrowFieldFile, write_arrow_manifest
 from streamseq.storage.checksum import as_bytes, crc32c
@@ -144,7 +146,7 @@ class ShardWriter:
         )
 
     def abandon(self) -> None:
-        """Remove everything that this writer wrote.
+        """Remove everything that this writer wrote; what cannot be removed stays as a leftover, for `clean`.
 
         Raises:
             ValueError: The writer is finished: whoever has its receipt decides.
@@ -155,9 +157,10 @@ class ShardWriter:
         if self._open is not None:
             self._open.close()
             self._open = None
-        for shard in self._shards:
-            self._place.remove(f"shards/{shard.id}")
-        self._place.end_staging(self.writer_id)
+        with contextlib.suppress(OSError, StoreError):
+            for shard in self._shards:
+                self._place.remove(f"shards/{shard.id}")
+            self._place.end_staging(self.writer_id)
 
     def __contains__(self, id: str) -> bool:
         """Whether a sequence was begun here."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from streamseq.core.errors import StoreError
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
@@ -114,20 +116,23 @@ class Writer:
                 )
                 committed = True
         finally:
-            if not committed:
-                if receipt is None:
-                    shards.abandon()
-                elif self._place.undecided(sys.exception()):
-                    committed = True  # perhaps
-                else:
-                    abandon_receipts(self._place, [receipt])
-            self._end(committed)
+            try:
+                if not committed:
+                    if receipt is None:
+                        shards.abandon()
+                    elif self._place.undecided(sys.exception()):
+                        committed = True  # perhaps
+                    else:
+                        abandon_receipts(self._place, [receipt])
+            finally:
+                self._end(committed)
 
     def _end(self, committed: bool = False) -> None:
         """Give up the claim, and what was made for a store that does not come to be."""
         self._claim.release()
         if not committed and self._base is None:
-            self._place.undo(self._begun)
+            with contextlib.suppress(OSError, StoreError):
+                self._place.undo(self._begun)
 
     def _writing(self) -> ShardWriter:
         if self._shards is None:
