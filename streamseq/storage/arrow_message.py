@@ -54,7 +54,7 @@ def batch_header(metadata: memoryview) -> tuple[int, bool]:
         length = _field(metadata, batch, _BATCH_LENGTH)
         rows = 0 if length is None else struct.unpack_from("<q", metadata, length)[0]
         return int(rows), _field(metadata, batch, _BATCH_COMPRESSION) is not None
-    except (struct.error, IndexError):
+    except struct.error:
         raise ValueError("its metadata is not a flatbuffer") from None
 
 
@@ -63,7 +63,8 @@ def _record_batch(metadata: memoryview) -> int:
     root = _follow(metadata, 0)
     kind = _field(metadata, root, _MESSAGE_HEADER_TYPE)
     header = _field(metadata, root, _MESSAGE_HEADER)
-    if kind is None or header is None or metadata[kind] != _RECORD_BATCH:
+    # unpack_from, like an index, but with an error of its own beyond the end.
+    if kind is None or header is None or struct.unpack_from("<B", metadata, kind)[0] != _RECORD_BATCH:
         raise ValueError("it is not a record batch")
     return _follow(metadata, header)
 

@@ -1,5 +1,6 @@
 """A small store with everything that a store has, and what must come out of each of its versions."""
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -42,7 +43,7 @@ class SmallStore:
         with ss.append(self.root) as writer:
             writer.append("a", **self._make(5))
             writer.write("d", **self._make(3))
-        self.versions = {number: self._contents(ss.open(self.root, version=number)) for number in (1, 2, 3)}
+        self.versions = {number: contents(ss.open(self.root, version=number)) for number in (1, 2, 3)}
         self.files = {path: path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file()}
 
     def _make(self, steps):
@@ -56,34 +57,36 @@ class SmallStore:
             arrays[name] = values.astype(field.dtype).reshape(steps, *field.shape)
         return arrays
 
-    def _contents(self, store):
-        """Everything that a reader can ask a store."""
-        lengths = store.lengths.tolist()
-        ids = store.ids.to_pylist()
-        read = {}
-        for index, id in enumerate(ids):
-            assert store.index(id) == index
-            assert store.id_of(index) == id
-            arrays = store.read(id)
-            read[id] = {name: (values.dtype.str, values.shape, values.tobytes()) for name, values in arrays.items()}
-            read[id]["attrs"] = store.attrs(index)
-        stream = ss.StreamDataset(store, lanes=2, window=16, layout="even", fields=["none", "mark"])
-        streamed = [(window["none"].numpy().tobytes(), window["mark"].numpy().tobytes()) for window in stream]
-        return {"ids": ids, "lengths": lengths, "fingerprint": store.fingerprint, "read": read, "streamed": streamed}
-
-    def check(self):
+    def check(self, verify=False):
         """Whether the newest and the first version read as they were written; False where one is an error of ours.
 
         A version that is not there any more is not read; one that is read as another one fails the test.
+
+        Args:
+            verify: Whether `verify` is asked as well: where it finds nothing wrong, nothing must be.
         """
         whole = True
         for number in (None, 1):
             try:
                 store = ss.open(self.root, version=number)
-                assert self._contents(store) == self.versions[store.version]
+                ok = verify and store.verify(workers=1).ok
             except ss.StreamseqError:
                 whole = False
+                continue
+            try:
+                assert contents(store) == self.versions[store.version]
+            except ss.StreamseqError:
+                assert not ok
+                whole = False
         return whole
+
+    def read(self):
+        """Read what there is, whatever it is; errors of ours are none."""
+        for number in (None, 1):
+            with contextlib.suppress(ss.StreamseqError):
+                store = ss.open(self.root, version=number)
+                store.verify(workers=1)
+                contents(store)
 
     def put_back(self):
         """Undo what was done to the files."""
@@ -97,3 +100,27 @@ class SmallStore:
     def close(self):
         """Remove the store."""
         self._folder.cleanup()
+
+
+def contents(store):
+    """Everything that a reader can ask a store."""
+    ids = store.ids.to_pylist()
+    found = []
+    for index, id in enumerate(ids):
+        arrays = {
+            name: (values.dtype.str, values.shape, values.tobytes()) for name, values in store.read(index).items()
+        }
+        found.append((_index(store, id), store.id_of(index), store.length(index), store.attrs(index), arrays))
+    stream = ss.StreamDataset(store, lanes=2, window=16, layout="even", fields=["none", "mark"])
+    streamed = [(window["none"].numpy().tobytes(), window["mark"].numpy().tobytes()) for window in stream]
+    return {"ids": ids, "lengths": store.lengths.tolist(), "found": found, "streamed": streamed} | {
+        "fields": dict(store.fields),
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _index(store, id):
+    try:
+        return store.index(id)
+    except KeyError:
+        return None
