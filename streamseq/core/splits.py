@@ -79,6 +79,8 @@ class Gap:
 class Calendar:
     """A boundary where a new day, hour, week, ... begins: at the first timestep of each.
 
+    With a time zone it is what the clocks there show: an hour that they go through twice is one of 120 minutes.
+
     Args:
         field: A timestamp, one number a timestep, that counts from 1970-01-01 00:00 UTC.
         every: "minute", "hour", "day", "week" (from Monday), "month" or "year".

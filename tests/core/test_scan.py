@@ -84,6 +84,17 @@ def test_rules_find_what_a_loop_finds_in_pieces_of_any_lengths(rule, dtype, sequ
     assert scan(rule, arrays, borders) == [expected(rule, each) for each in sequences]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 500])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: repr(rule[0]))
+def test_rules_remember_what_was_before_a_piece(rule, size):
+    rule, expected = rule
+    rng = np.random.default_rng(0)
+    arrays = [rng.choice([-4, -1, 0, 0, 1, 2], n) for n in (40, 0, 1, 2, 60)]
+    wanted = [expected(rule, each) for each in arrays]
+    assert any(wanted)
+    assert scan(rule, arrays, range(size, 103, size)) == wanted
+
+
 def test_steps_of_several_entries():
     x = np.array([[0, 0], [0, 1], [0, 1], [2, 1], [0, 0], [9, 9]])
     assert scan(Marker("x"), [x]) == [[1, 2, 3, 5]]

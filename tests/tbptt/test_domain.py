@@ -14,6 +14,7 @@ from support.reference import reference_updates
 from support.updates import assert_same, engine_updates, make_stream, resumed, sgd
 
 import streamseq as ss
+from streamseq.training.evaluate import evaluate
 
 LENGTHS = [13, 5, 30, 1, 7, 12, 22]
 POSITIONS = {"s0": [2, 3, 9], "s2": [1, 11, 12, 25], "s4": [6], "s6": [7, 14]}
@@ -123,6 +124,16 @@ def test_a_window_alone_is_an_update_too():
         update = tbptt.backward(window)
         got.append((float(update.loss), update.num_timesteps, [p.grad.clone() for p in model.parameters()]))
     assert_same(got, reference_updates(model, list(stream), 4, 8))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_evaluation_is_not_changed_by_boundaries_without_breaks(name):
+    model, split = make(name), domain(breaks={})
+    plain = evaluate(model, loss, domain_stream(split=ss.splits.Naive()))
+    cut = evaluate(model, loss, domain_stream(split=split))
+    assert cut.num_timesteps == plain.num_timesteps == sum(LENGTHS)
+    assert cut.loss == pytest.approx(plain.loss, abs=1e-12)
+    assert evaluate(model, loss, domain_stream()).loss != pytest.approx(plain.loss, abs=1e-6)
 
 
 @pytest.mark.parametrize("truncation", [ss.truncation.Random(8.0), ss.truncation.Adaptive(0.5)])
