@@ -178,11 +178,28 @@ class ArraySource:
         for file, layout in layouts:
             parts += [_whole(file, layout)] if file.format == "npz" else parts_of(file, layout, target)
         runs = steady_runs([part.weight for part in parts], lambda number: _name(parts[number]), target)
-        partitions = [_partition(parts[start:stop]) for start, stop in runs]
+        partitions, last = [], None
+        for start, stop in runs:
+            partitions.append(self._partition(parts[start:stop], last))
+            last = self._id_of(parts[stop - 1], parts[stop - 1].last - 1)
         if skipped:
             num_bytes = sum(item.num_bytes for item in skipped)
             partitions.append(Partition(num_bytes=num_bytes, content=ArrayContent(parts=(), skipped=tuple(skipped))))
         return partitions
+
+    def _id_of(self, part: ArrayPart, number: int) -> str:
+        """The id of one of the sequences that a part holds timesteps of."""
+        stem = self._id or stem_of(part.file.input.id)
+        return stem if part.layout.sequences is None else f"{stem}/{number}"
+
+    def _partition(self, parts: Sequence[ArrayPart], last: str | None) -> Partition:
+        """The partition of some parts; `last` is the id of the sequence that the one before ends with."""
+        return Partition(
+            # Decoded bytes, which are those of the input unless it is compressed.
+            num_bytes=sum(part.weight for part in parts),
+            content=ArrayContent(parts=tuple(parts)),
+            continues=last if self._id_of(parts[0], parts[0].first) == last else None,
+        )
 
     def read(self, partition: Partition) -> Iterator[Piece | Skipped]:
         """Yield the timesteps of a partition, in pieces of a few MiB."""
@@ -190,7 +207,6 @@ class ArraySource:
         begun = ""
         with PartReader() as reader:
             for part in partition.content.parts:
-                stem = self._id or stem_of(part.file.input.id)
                 units = {f"{each.field}_unit": each.unit for each in part.layout.arrays if each.unit is not None}
                 for item in reader.read(part):
                     if len(item) == 3:
@@ -201,7 +217,7 @@ class ArraySource:
                         yield lost
                         continue
                     number, arrays = item
-                    id = stem if part.layout.sequences is None else f"{stem}/{number}"
+                    id = self._id_of(part, number)
                     yield Piece(id=id, arrays=arrays, attrs=units if units and id != begun else None)
                     begun = id
 
@@ -244,11 +260,6 @@ def _whole(file: ArrayFile, layout: Layout) -> ArrayPart:
 
 def _name(part: ArrayPart) -> str:
     return f"{part.file.input.id}\0{part.first}\0{part.start}"
-
-
-def _partition(parts: Sequence[ArrayPart]) -> Partition:
-    # Decoded bytes, which are those of the input unless it is compressed.
-    return Partition(num_bytes=sum(part.weight for part in parts), content=ArrayContent(parts=tuple(parts)))
 
 
 class _AxisType(click.ParamType[int | str]):

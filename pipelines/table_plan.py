@@ -225,6 +225,7 @@ def _partitions(
     rows_left = rows.tolist()
     bytes_left = [block.num_bytes for block in blocks]
     seen: set[int] = set()
+    last: str | None = None
     for start, stop in runs:
         numbers: dict[int, int] = {}
         parts = []
@@ -245,4 +246,5 @@ def _partitions(
             damaged=tuple(place for number, place in numbers.items() if number in damaged),
         )
         seen.update(numbers)
-        yield Partition(num_bytes=num_bytes, content=content)
+        yield Partition(num_bytes=num_bytes, content=content, continues=last if parts[0].id == last else None)
+        last = parts[-1].id

@@ -404,3 +404,16 @@ def test_the_store_is_the_same_for_any_number_of_workers(tmp_path):
     result = CliRunner().invoke(command, [str(path), "--to", str(tmp_path / "n.zarr"), "--field", "a="])
     assert result.exit_code == 2
     assert "--field" in result.output
+
+
+def test_partitions_say_which_sequence_goes_on_in_them(tmp_path):
+    values = np.arange(40_000_000, dtype=np.int8)
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "b.npy", values[:10])
+    partitions = ArraySource([tmp_path]).partitions(4 << 20)
+    first = [next(ArraySource([tmp_path]).read(partition)).id for partition in partitions]
+    assert len(partitions) > 3
+    assert [partition.continues for partition in partitions] == [
+        id if number and id == "a" else None for number, id in enumerate(first)
+    ]
+    assert partitions[1].continues == "a"
