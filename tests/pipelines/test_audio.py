@@ -27,7 +27,9 @@ def noise(samples, channels=1, seed=0):
 
 def read_all(source, target):
     arrays, attrs, skipped, last = {}, {}, [], None
-    for partition in pickle.loads(pickle.dumps(source.partitions(target))):
+    partitions = source.partitions(target)
+    source, partitions = pickle.loads(pickle.dumps((source, partitions)))
+    for partition in partitions:
         items = list(source.read(partition))
         first = next((item.id for item in items if not isinstance(item, Skipped)), None)
         if first is not None:

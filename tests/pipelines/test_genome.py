@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamseq_pipelines import file_bytes, genome_fastq, genome_read
 from streamseq_pipelines.genome import GenomeSource, command
+from streamseq_pipelines.genome_fasta import read_fasta
 from streamseq_pipelines.genome_letters import Letters
 
 import streamseq as ss
@@ -39,7 +40,9 @@ def fastq(records, end="\n", last=True):
 def read_all(source, target):
     """Fields by id, attributes by id, and what was left out."""
     arrays, attrs, skipped, last = {}, {}, [], None
-    for partition in pickle.loads(pickle.dumps(source.partitions(target))):
+    partitions = source.partitions(target)
+    source, partitions = pickle.loads(pickle.dumps((source, partitions)))
+    for partition in partitions:
         items = list(source.read(partition))
         first = next((item.id for item in items if not isinstance(item, Skipped)), None)
         if first is not None:
@@ -137,6 +140,14 @@ def test_large_files_are_cut_at_records_and_inside_long_ones(tmp_path):
     reads = GenomeSource([tmp_path / "a.fq"]).partitions(2000)
     assert len(reads) > 8
     assert all(a.content[-1].stop == b.content[0].start for a, b in pairwise(reads))
+
+
+def test_a_part_that_begins_inside_of_a_line_has_no_header_there():
+    data = np.frombuffer(b">AC\n>b\nG\n", np.uint8)
+    items = read_fasta([data], Letters(), at=50, line=None, inside=True, whole_header=False)
+    first, head, second = items
+    assert (first.place, first.problem) == ("byte 50", "'>' is no letter of the alphabet")
+    assert (head.id, head.offset, second.arrays["x"].tobytes()) == ("b", 54, b"G")
 
 
 @pytest.mark.parametrize("kind", ["gz", "bgz"])

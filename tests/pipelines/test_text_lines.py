@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,9 @@ from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from streamseq_pipelines import file_bytes, text_blocks, text_read, text_tokens
+from streamseq_pipelines.files import find_files
 from streamseq_pipelines.text import TextSource, command
+from streamseq_pipelines.text_lines import Run, read_lines
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import streamseq as ss
@@ -30,7 +33,9 @@ LINES = st.lists(
 def read_all(source, target):
     """Arrays by id, attributes by id, and what was left out."""
     arrays, attrs, skipped, last = {}, {}, [], None
-    for partition in pickle.loads(pickle.dumps(source.partitions(target))):
+    partitions = source.partitions(target)
+    source, partitions = pickle.loads(pickle.dumps((source, partitions)))
+    for partition in partitions:
         items = list(source.read(partition))
         first = next((item.id for item in items if not isinstance(item, Skipped)), None)
         assert first is None or partition.continues in (None, first)
@@ -185,6 +190,12 @@ def test_an_id_that_comes_twice_in_a_row_never_makes_one_sequence_of_two(tmp_pat
         ss.ingest(source, tmp_path / "s.zarr", shard_bytes=len(data) // 2 if apart else None)
 
 
+def test_an_id_that_comes_twice_in_a_row_is_told_with_its_file(tmp_path):
+    (tmp_path / "a").write_bytes(jsonl([{"text": "one", "key": "k"}, {"text": "two", "key": "k"}]))
+    with pytest.raises(SourceError, match=r"'k' comes twice in '.*a': make them unique"):
+        read_all(TextSource([tmp_path], jsonl_field="text", id_field="key", on_error="skip"), 1000)
+
+
 # Compressed files
 
 
@@ -314,6 +325,27 @@ def test_tokens_are_the_same_for_any_partitions(tmp_path_factory, tokenizer, lin
             found.append(arrays["a"].tolist())
     assert found[0] == found[1]
     assert plain(tokenizer).decode(found[0], skip_special_tokens=False) == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=LINES.filter(bool), cell=st.integers(1, 40), longest=st.integers(3, 60), unit=st.integers(1, 5))
+def test_blocks_of_parts_are_those_of_the_whole(tmp_path_factory, data, cell, longest, unit):
+    path = tmp_path_factory.mktemp("blocks") / "a"
+    path.write_bytes(data)
+    [file] = find_files([str(path)])
+
+    def blocks(start, stop):
+        lines = read_lines(
+            file, start, min(len(data), (stop or len(data)) + cell), longest=longest, sure=False, whole=False
+        )
+        for block in text_blocks.blocks_of(lines, start, stop, cell):
+            yield [item.data.tobytes() if isinstance(item, Run) else item.num_bytes for item in block]
+
+    borders = [*range(0, len(data), cell * unit), None]
+    parts = [block for start, stop in pairwise(borders) for block in blocks(start, stop)]
+    assert parts == list(blocks(0, None))
+    held = [item if isinstance(item, bytes) else bytes(item) for block in parts for item in block]
+    assert sum(map(len, held)) == len(data)
 
 
 def test_tokens_of_text_with_paragraphs_are_those_of_the_whole_text(tmp_path, tokenizer, monkeypatch):
