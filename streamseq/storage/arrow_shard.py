@@ -160,7 +160,7 @@ class ArrowChunks:
         wanted = arrow_schema(shard.name, shard.field)
         if not schema.equals(wanted):
             raise CorruptionError(
-                f"{shard.where} holds {schema.names} {schema.types} and was written as {wanted.types}: restore the shard"
+                f"{shard.where} holds {schema.names} {schema.types} and was written as {wanted.types}: restore it"
             )
         self._decompressor = pa.Codec("lz4" if shard.codec == "none" else shard.codec)
 

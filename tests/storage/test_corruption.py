@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.mending import MANIFESTS, mend_manifest, seal
 
 import streamseq as ss
 from streamseq.storage.checksum import crc32c
 from streamseq.storage.rows import row_index
-from streamseq.storage.version import _document_crc, to_hex
+from streamseq.storage.version import to_hex
 
 FIELDS = {
     "x": ss.Field("float32", (2,)),
@@ -92,15 +93,12 @@ def test_cut_and_lengthened_files_are_found(store, name):
             ss.open(store).read("a")
 
 
-MANIFESTS = {".zarr": ("zarr.json", ("attributes", "streamseq")), ".arrow": ("shard.json", ())}
-
-
 def manifest_of(store, shard):
     """The path of the manifest of a shard, the document it is in, and the manifest."""
-    name, keys = MANIFESTS[store.suffix]
+    name = "zarr.json" if store.suffix == ".zarr" else "shard.json"
     path = store / "shards" / shard / name
     document = manifest = json.loads(path.read_bytes())
-    for key in keys:
+    for key in MANIFESTS[name]:
         manifest = manifest[key]
     return path, document, manifest
 
@@ -139,7 +137,7 @@ def test_intact_files_of_another_shard_are_found(two_shards):
         if path.read_bytes() == other.read_bytes():
             continue
         swap(path, other)
-        with pytest.raises(ss.CorruptionError, match="checksum|crc32c"):
+        with pytest.raises(ss.CorruptionError, match=r"checksum|crc32c"):
             read_all(store)
         swap(path, other)
     shutil.move(store / "shards" / first, store / "held")
@@ -189,9 +187,7 @@ def rewrite(path, change):
     """Change a version file as someone would who also mends its checksum."""
     document = json.loads(path.read_bytes())
     change(document)
-    document.pop("crc32c")
-    document["crc32c"] = to_hex(_document_crc(document))
-    path.write_text(json.dumps(document))
+    seal(path, document)
 
 
 def change(*keys, to):
@@ -302,16 +298,6 @@ def test_pieces_whose_sums_wrap_are_refused(pieces, num_timesteps):
         row_index(np.array(pieces), 1, num_timesteps)
 
 
-def mend_manifest(store, shard, field, chunks, ends):
-    """Make a manifest say something else, and the version file believe it, as someone would who mends all checksums."""
-    path, document, manifest = manifest_of(store, shard)
-    manifest["chunks"][field] = [[offset, size, to_hex(crc)] for offset, size, crc in chunks]
-    manifest["ends_crc32c"][field] = to_hex(ends)
-    content = json.dumps(document).encode()
-    path.write_bytes(content)
-    rewrite(store / "versions" / "00000001.json", change("shards", 0, "manifest_crc32c", to=to_hex(crc32c(content))))
-
-
 def test_chunk_that_decodes_to_another_size_is_refused(tmp_path, make):
     from numcodecs import blosc, zstd
 
@@ -331,6 +317,11 @@ def test_chunk_that_decodes_to_another_size_is_refused(tmp_path, make):
         content = chunk + crc32c(chunk).to_bytes(4, "little") + filler + crc32c(filler).to_bytes(4, "little")
         assert len(content) == size
         path.write_bytes(content)
-        mend_manifest(tmp_path / "s.zarr", shard, name, [(0, len(chunk), crc32c(chunk))], crc32c(filler))
+
+        def mend(manifest, name=name, chunk=chunk, filler=filler):
+            manifest["chunks"][name] = [[0, len(chunk), to_hex(crc32c(chunk))]]
+            manifest["ends_crc32c"][name] = to_hex(crc32c(filler))
+
+        mend_manifest(tmp_path / "s.zarr", 0, mend)
         with pytest.raises(ss.CorruptionError, match="chunk 0 decodes to 808 bytes and was written with 800"):
             ss.open(tmp_path / "s.zarr").read("a", fields=[name])
