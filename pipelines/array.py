@@ -122,6 +122,18 @@ class ArraySource:
         self._threads: bool | None = None
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides how arrays become sequences, beside the arrays: plain values."""
+        return {
+            "fields": self._fields,
+            "time_axis": self._time_axis,
+            "sequence_axis": self._sequence_axis,
+            "id": self._id,
+            "format": self._format,
+            "on_error": self._on_error,
+        }
+
+    @property
     def threads(self) -> bool:
         """Whether all files are NumPy's or Zarr's: the HDF5 and NetCDF libraries work in one thread at a time."""
         if self._threads is None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from streamseq.etl import SourceError
 
+from .file_bytes import FileError, check_unchanged
 from .files import InputFile
 from .netcdf_classic import least_size
 
@@ -120,16 +121,17 @@ def opened(file: ArrayFile) -> Iterator[dict[str, OpenArray]]:
 
 
 def check_same(file: ArrayFile) -> None:
-    """Check that a local file is still the one that was found.
+    """Check that a file is still the one that was found; of a Zarr folder that is too much to ask each time.
 
     Raises:
         ArrayProblem: It has changed.
         OSError: It is gone.
     """
-    if file.input.modified is not None and file.format != "zarr":
-        found = os.stat(file.address)
-        if (found.st_size, found.st_mtime_ns) != (file.input.size, file.input.modified):
-            raise ArrayProblem("it changed while it was ingested: run it again when nobody writes to it")
+    if file.format != "zarr":
+        try:
+            check_unchanged(file.input)
+        except FileError as error:
+            raise ArrayProblem(error.reason) from error
 
 
 def one_line(error: BaseException) -> str:

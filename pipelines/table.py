@@ -161,6 +161,18 @@ class TableSource:
         self._settled: Reading | None = None
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides how rows become timesteps, beside the rows: plain values."""
+        return {
+            "reading": self._given,
+            "id": self._id,
+            "format": self._format,
+            "names": self._names,
+            "on_error": self._on_error,
+            "block_bytes": self._block_bytes,
+        }
+
+    @property
     def threads(self) -> bool:
         """True: its work is that of pyarrow and numpy."""
         return True

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec.core
 import pyarrow as pa
 
 from streamseq.etl import Skipped, SourceError
 
+from .file_bytes import FileError, check_unchanged, open_file
 from .files import InputFile
 from .table_columns import Columns
 
@@ -28,7 +28,7 @@ _SUFFIXES = {
     ".ipc": "arrow",
     ".arrows": "arrow",
 }
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSED = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd"}
 _REASON = 200
 
 
@@ -204,28 +204,16 @@ def opened(file: InputFile) -> Iterator[Any]:
         FileProblem: It cannot be read, or has changed; whatever pyarrow says inside of the block, too.
     """
     try:
-        if file.modified is not None:
-            _check_same(file)
-            with pa.OSFile(file.address) as handle:
-                yield handle
-            _check_same(file)
-        else:
-            system, path = fsspec.core.url_to_fs(file.address)
-            if system.size(path) != file.size:
-                raise FileProblem(CHANGED)
-            with system.open(path, "rb") as stream:
-                yield pa.PythonFile(stream, mode="r")
+        check_unchanged(file)
+        with (
+            pa.OSFile(file.address) if file.modified is not None else pa.PythonFile(open_file(file), mode="r") as handle
+        ):
+            yield handle
+        check_unchanged(file)
+    except FileError as error:
+        raise FileProblem(error.reason) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FileProblem(one_line(error)) from error
-
-
-CHANGED = "it changed while it was ingested: run it again when nobody writes to it"
-
-
-def _check_same(file: InputFile) -> None:
-    found = os.stat(file.address)
-    if (found.st_size, found.st_mtime_ns) != (file.size, file.modified):
-        raise FileProblem(CHANGED)
 
 
 def one_line(error: BaseException) -> str:

@@ -18,8 +18,9 @@ from .table_index import BlockIndex, index_blocks
 NO_ROWS = "it has no rows"
 _NEVER = np.iinfo(np.int64).max
 _LEAST = np.iinfo(np.int64).min
-# A block that many partitions need is read by each of them. All together read the table at most so many times.
-_MOST_READS = 8
+# A block that many partitions need is read by each of them. All together read the table at most so many times: where
+# all sequences are in all blocks, more partitions than that would gain nothing, however many workers there are.
+_MOST_READS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

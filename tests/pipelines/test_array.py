@@ -18,6 +18,8 @@ from streamseq_pipelines.array import ArraySource, command
 
 import streamseq as ss
 from streamseq.etl import Skipped, SourceError
+from streamseq.etl.identity import job_key, partition_keys
+from streamseq.storage.layout import plan_layout
 
 
 @pytest.mark.parametrize("module", [array, array_files, runs])
@@ -333,8 +335,16 @@ def test_a_file_that_changes_is_noticed(tmp_path):
     source = ArraySource([tmp_path])
     partitions = source.partitions(100)
     np.save(tmp_path / "a.npy", np.arange(11))
-    with pytest.raises(SourceError, match=r"a\.npy: it changed while it was ingested"):
+    with pytest.raises(SourceError, match=r"a\.npy: changed while it was ingested"):
         [list(source.read(partition)) for partition in partitions]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_array_may_be_several_fields(tmp_path, fine, kind):
+    values = np.arange(200.0)
+    write(tmp_path, "a", kind, {"x": values}, (50,))
+    read, _ = read_all(ArraySource([tmp_path], fields={"y": "x", "z": "x"}))
+    assert read["a"]["y"].tolist() == read["a"]["z"].tolist() == values.tolist()
 
 
 def test_arrays_without_timesteps_are_reported_and_no_error(tmp_path):
@@ -417,3 +427,27 @@ def test_partitions_say_which_sequence_goes_on_in_them(tmp_path):
         id if number and id == "a" else None for number, id in enumerate(first)
     ]
     assert partitions[1].continues == "a"
+
+
+def test_a_job_knows_what_was_done_already(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamseq.etl.source._SMALLEST_PARTITION", 1)
+    monkeypatch.setattr("streamseq.etl.source._MIB", 1)
+    np.save(tmp_path / "a.npy", np.arange(10.0))
+    np.save(tmp_path / "b.npy", np.arange(10.0))
+    layout = plan_layout(ArraySource([tmp_path]).fields, "zarr")
+
+    def keys(**options):
+        source = ArraySource([tmp_path], **options)
+        key = job_key(source, layout)
+        assert key is not None
+        return key, partition_keys(key, source.partitions(1))
+
+    before = keys()
+    assert keys() == before
+    assert keys(on_error="skip")[0] != before[0]
+    np.save(tmp_path / "b.npy", np.arange(11.0))
+    after = keys()
+    assert after[0] == before[0]
+    assert len(before[1]) == len(after[1]) == 2
+    assert after[1][0] == before[1][0]
+    assert after[1][1] != before[1][1]

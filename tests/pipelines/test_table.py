@@ -106,7 +106,7 @@ def tables(draw):
 
 
 @settings(max_examples=80, deadline=None)
-@given(content=tables(), target=st.integers(1, 400), block_bytes=st.integers(1, 300))
+@given(content=tables(), target=st.integers(1, 5000), block_bytes=st.integers(1, 3000))
 def test_sequences_come_out_whole_and_in_order_wherever_their_rows_lie(
     tmp_path_factory, monkeypatch_session, content, target, block_bytes
 ):
