@@ -108,9 +108,10 @@ def section(most: int, folder: Path | None = None) -> str:
     lines = [
         "## Stores of very many sequences",
         "",
-        f"`python benchmarks/opening.py --most {most}`: sequences of {STEPS} timesteps of one byte, Arrow; each row the",
-        f"median of {RUNS} processes, files in the page cache. Reads by id are of {READS} sequences all over the store,",
-        "each read once; memory is the growth of the peak, with opening and those reads, and then with all lengths.",
+        f"`python benchmarks/opening.py --most {most}`: sequences of {STEPS} timesteps of one byte, Arrow; each row "
+        f"the median of {RUNS} processes, files in the page cache. Reads by id are of {READS} sequences all over the "
+        "store, each read once; memory is the growth of the peak, with opening and those reads, and then with all "
+        "lengths.",
         "",
         "| sequences | open | first read | read by id | 99th percentile | memory | all lengths | memory |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",

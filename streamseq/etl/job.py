@@ -220,6 +220,8 @@ class _StagedJob:
 
     def _end(self) -> None:
         """Give up the claim, and what was made for a store that does not come to be."""
+        if self.ledger is not None:
+            self.ledger.close()
         self.claim.release()
         with contextlib.suppress(OSError, StoreError):
             self.place.remove(f"staging/{self.attempts.folder}")
@@ -241,19 +243,21 @@ def _run(
     results = {number: there[key] for number, key in enumerate(keys) if key in there}
     job.done_before = len(results)
     done = sum(partitions[number].num_bytes for number in results)
-    if progress is not None:
-        progress(done, total)
     open_ = [number for number in range(len(partitions)) if number not in results]
     if not open_:
+        if progress is not None:
+            progress(done, total)
         return [results[number] for number in range(len(partitions))]
     # Here, for a source that is refused should be so at once: importing this takes longer than anything before it.
     from streamseq.etl.cluster import connect
 
-    if job.ledger is not None:
-        job.ledger.open()
     with connect(workers, threads=getattr(source, "threads", True)) as pool:
         flying: dict[Future[TaskResult], int] = {}
+        if job.ledger is not None:
+            job.ledger.open()
         following = iter(open_)
+        if progress is not None:
+            progress(done, total)
         try:
             while len(results) < len(partitions):
                 job.claim.refresh()

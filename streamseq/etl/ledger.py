@@ -51,6 +51,12 @@ class Ledger:
         """Let receipts be put there."""
         self.place.staging(f"{FOLDER}/{self.key}")
 
+    def close(self) -> None:
+        """Remove the folder where there is no receipt in it."""
+        for folder in (self.folder, f"staging/{FOLDER}"):
+            if not self.place.names(folder):
+                self.place.remove(folder)
+
     def put(self, partition: str, result: TaskResult) -> TaskResult:
         """Put the receipt of a task; return it, or that of another attempt at the task that was faster."""
         staging = self.place.staging(result.receipt.writer)

@@ -109,8 +109,8 @@ def clean(
     """Remove what writers that died left in a store: unnamed shards and tables, and folders of the staging area.
 
     Writers may be at work meanwhile. Kept is whatever a version names, what belongs to a writer that lives, what is
-    younger than the oldest live writer and nobody's in particular, and what an unfinished `ss.predict` or `ss.ingest` goes
-    on with.
+    younger than the oldest live writer and nobody's in particular, and what an unfinished `ss.predict` or `ss.ingest`
+    goes on with.
 
     Args:
         uri: Where the store lies.

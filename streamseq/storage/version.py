@@ -155,10 +155,7 @@ def format_version(version: Version) -> bytes:
             for name, field in layout.fields.items()
         ],
         "shard_timesteps": layout.shard_timesteps,
-        "shards": [
-            shard_document(shard)
-            for shard in version.shards
-        ],
+        "shards": [shard_document(shard) for shard in version.shards],
         "tables": [
             {
                 kind: {

@@ -54,7 +54,7 @@ def test_ingest_text_writes_a_store_and_reports(run, texts):
     assert code == 0
     report = json.loads(out)
     assert (report["sequences"], report["timesteps"], report["bytes_in"]) == (2, 7, 7)
-    assert report["skipped"] == [{"what": str(texts / "c/d.txt"), "reason": "empty"}]
+    assert report["skipped"] == [{"what": str(texts / "c/d.txt"), "place": "", "reason": "empty"}]
     assert report["store"] == str(Path("s.zarr").absolute())
     assert err.splitlines()[0] == "ingest: 7 B"
     assert "done" in err.splitlines()[1]
@@ -126,12 +126,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, texts, tmp_path, args, co
     assert everything_below(tmp_path) == before
 
 
-def test_a_store_that_exists_is_refused(run, texts):
+def test_a_store_that_another_job_wrote_is_refused_and_its_own_has_nothing_to_do(run, texts):
     assert run("ingest", "text", texts, "--to", "s.zarr")[0] == 0
     before = everything_below("s.zarr")
-    code, _, err = run("ingest", "text", texts, "--to", "s.zarr")
+    code, _, err = run("ingest", "text", texts, "--to", "s.zarr", "--one-sequence")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "is a store already" in err
+    assert "is a store already, and not one that this job wrote" in err
+    assert everything_below("s.zarr") == before
+    code, out, _ = run("ingest", "text", texts, "--to", "s.zarr", "--json")
+    report = json.loads(out)
+    assert (code, report["version"]) == (0, 1)
+    assert report["partitions_done_before"] == report["partitions"] > 0
     assert everything_below("s.zarr") == before
 
 
