@@ -24,8 +24,8 @@ test: $(READY)  ## the whole test suite, in a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not alone and not soak"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "alone and not soak"
 
-soak: $(READY)  ## the long kill and fault tests: a thousand writers killed, in some minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
+soak: $(READY)  ## writers killed, disks full and broken, power cut, at every call: thousands of times
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak
 
 check: $(READY)  ## lint, types and import contracts
 	$(BIN)/ruff check .

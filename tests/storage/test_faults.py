@@ -111,10 +111,10 @@ def check_faults(folder: Path, backend: str, job: str, code: int, lasting: bool,
 def test_whatever_fails_the_caller_is_told_and_the_store_is_as_it_was(tmp_path, backend, code, lasting):
     # The soak test has all jobs, and every single operation of those that have many.
     job, step = {
-        ("zarr", True): ("create", 3),
-        ("zarr", False): ("append", 3),
+        ("zarr", True): ("create", 4),
+        ("zarr", False): ("append", 4),
         ("arrow", True): ("append", 1),
-        ("arrow", False): ("compact", 2),
+        ("arrow", False): ("compact", 4),
     }[backend, lasting]
     check_faults(tmp_path, backend, job, code, lasting, step)
 

@@ -242,4 +242,4 @@ def test_a_store_is_a_dict_of_lists(model):
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
 def test_a_store_stays_a_dict_of_lists(model):
-    run_state_machine_as_test(model, settings=settings(max_examples=200, stateful_step_count=50, deadline=None))
+    run_state_machine_as_test(model, settings=settings(max_examples=60, stateful_step_count=50, deadline=None))
