@@ -36,7 +36,7 @@ def reference(model, windows, k1, policy, step=None):
             at, is_cut = start[lane]
             state, since = known[lane][at] if is_cut else None, at
             for t in range(at, stop):
-                x, y, valid, resets = steps[t]
+                x, y, valid, resets, _ = steps[t]
                 if resets:
                     state, since = None, t
                     start[lane] = (t, False) if t >= begin else start[lane]
