@@ -1,8 +1,11 @@
 """Processes change nothing: start methods, workers that persist, die or are more the next time; StatefulDataLoader."""
 
+import json
 import os
 import pickle
-import signal
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -137,21 +140,19 @@ def test_a_run_goes_on_with_another_number_of_workers(uris, before, after):
         assert all_of(loader) == wanted
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_worker_that_is_killed_is_named_in_an_error(uris, method):
-    stream = make_stream(uris["zarr"])
-    loader = DataLoader(stream, batch_size=None, num_workers=2, prefetch_factor=1, multiprocessing_context=method)
-    windows = iter(loader)
-    next(windows)
-    process = windows._workers[1]
-    # torch notices by a signal, which may come before the next window is asked for.
-    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid.*{process.pid}\)") as caught:  # noqa: PT012
-        os.kill(process.pid, signal.SIGKILL)
-        list(windows)
-    assert "exited unexpectedly" in str(caught.value) or "killed by signal" in str(caught.value)
+    command = [sys.executable, "-m", "tests.support.killed_worker", str(uris["zarr"]), method]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    (said,) = [text for text in report["said"] if re.search(rf"DataLoader worker \(pid.*{report['worker']}\)", text)][
+        :1
+    ]
+    assert "exited unexpectedly" in said or "killed by signal" in said
     # The stream is as good as before.
-    assert len(list(DataLoader(stream, batch_size=None, num_workers=2))) == len(stream)
+    assert report["again"] == report["windows"]
 
 
 stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="pip install torchdata")
