@@ -147,9 +147,8 @@ def test_a_worker_that_is_killed_is_named_in_an_error(uris, method):
     result = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    (said,) = [text for text in report["said"] if re.search(rf"DataLoader worker \(pid.*{report['worker']}\)", text)][
-        :1
-    ]
+    named = rf"DataLoader worker \(pid.*{report['worker']}\)"
+    said = next(text for text in report["said"] if re.search(named, text))
     assert "exited unexpectedly" in said or "killed by signal" in said
     # The stream is as good as before.
     assert report["again"] == report["windows"]
