@@ -232,6 +232,7 @@ def _commit(base: DiskStore, shards: Sequence[Shard], pieces: Pieces, job: str) 
             fingerprint=newest.fingerprint,
             operation="compact",
             job=job,
+            attachments=newest.snapshot.attachments,
         ):
             return newest.version + 1
         newest = DiskStore(base.place)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field
+from streamseq.storage.attachments import read_attachment
 from streamseq.storage.catalogue import Catalogue
 from streamseq.storage.chunk_file import Checksums, check_checksums
 from streamseq.storage.findings import VerifyReport
@@ -217,6 +218,11 @@ class DiskStore(Store):
         from streamseq.storage.verify import verify
 
         return verify(self.place, self._number, workers=workers, progress=progress)
+
+    def attachment(self, name: str) -> bytes | None:
+        """See `Store.attachment`."""
+        file = self.snapshot.attachments.get(name)
+        return None if file is None else read_attachment(self.place, name, file)
 
     def _read(self, sequence: int, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
         lock, reader = self._shared_reader()

@@ -39,7 +39,7 @@ class Problem:
     Args:
         store: Where the store lies.
         versions: The versions that have it.
-        part: What is wrong: the "version" file, a "table", or the data in a "shard".
+        part: What is wrong: the "version" file, a "table", an "attachment", or the data in a "shard".
         what: What is wrong with it, in words.
         shard: The id of the shard.
         field: The field.
@@ -56,7 +56,7 @@ class Problem:
 
     store: str
     versions: tuple[int, ...]
-    part: Literal["version", "table", "shard"]
+    part: Literal["version", "table", "attachment", "shard"]
     what: str
     shard: str | None = None
     field: str | None = None

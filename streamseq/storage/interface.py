@@ -317,6 +317,14 @@ class Store(ABC):
     def find(self, id: str) -> int | None:
         """Return the index of an id, None where there is no such sequence."""
 
+    def attachment(self, name: str) -> bytes | None:
+        """Return what is said of this version beside its contents, under a name; None where nothing is.
+
+        Raises:
+            CorruptionError: It is not what was written.
+        """
+        return None
+
     def __len__(self) -> int:
         """N, the number of sequences."""
         return len(self.ids)

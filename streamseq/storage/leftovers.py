@@ -232,6 +232,7 @@ def _named(place: Place) -> set[str]:
         named.update(shard.id for shard in version.shards)
         for tables in version.tables:
             named.update(file.name for file in (tables.sequences, tables.pieces, tables.index))
+        named.update(file.name for file in version.attachments.values())
     return named
 
 

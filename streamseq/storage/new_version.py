@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from streamseq._version import __version__
 from streamseq.core.errors import StoreError
+from streamseq.storage.attachments import write_attachments
 from streamseq.storage.checksum import to_hex
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.place import FOLDERS, GROUP_FILE, Place, version_name
 from streamseq.storage.rows import Pieces
 from streamseq.storage.table import write_tables
-from streamseq.storage.version import Shard, Tables, Version, format_version, parse_version
+from streamseq.storage.version import AttachmentFile, Shard, Tables, Version, format_version, parse_version
 from streamseq.storage.zarr_shard import GROUP_DOCUMENT
 
 
@@ -53,6 +54,7 @@ def commit_version(
     fingerprint: str,
     operation: str,
     job: str | None,
+    attachments: Mapping[str, bytes | AttachmentFile] | None = None,
 ) -> bool:
     """Make a version appear, unless there is one of that number; return whether it did.
 
@@ -66,8 +68,9 @@ def commit_version(
         tables: The tables of versions before that it goes on with.
         added: What it adds to them.
         fingerprint: The digest of its contents.
-        operation: "write", "compact" or "repair".
+        operation: One of `OPERATIONS`.
         job: What wrote it, for the log; None: the name of the program.
+        attachments: What is said of it beside, by name: contents, or the files of a version before that are kept.
 
     Raises:
         StoreError: This cannot be done where the store lies.
@@ -80,6 +83,7 @@ def commit_version(
         if layout.backend == "zarr":
             _make_groups(place, staging)
         new = write_tables(place, staging, commit_id, added.ids, added.attrs, added.pieces, _count(tables))
+        attached = write_attachments(place, staging, commit_id, attachments or {})
         version = Version(
             number=number,
             writer=commit_id,
@@ -93,6 +97,7 @@ def commit_version(
             num_sequences=_count(tables) + len(added.ids),
             num_timesteps=sum(shard.num_timesteps for shard in shards),
             fingerprint=fingerprint,
+            attachments=attached,
         )
         committed = place.put_if_absent(version_name(number), format_version(version), staging)
     finally:
@@ -100,6 +105,8 @@ def commit_version(
         if not (committed or place.undecided(sys.exception()) or _may_be_committed(place, number, commit_id)):
             for kind in ("sequences", "pieces", "index"):
                 place.remove(f"tables/{commit_id}.{kind}.arrow")
+            for number in range(len(attachments or {})):
+                place.remove(f"tables/{commit_id}.attachment-{number}")
         place.end_staging(commit_id)
     return committed
 

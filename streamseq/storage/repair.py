@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamseq.core.errors import CorruptionError, VersionConflictError
+from streamseq.storage.attachments import read_attachment
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.findings import Span, VerifyReport, merge_spans
@@ -22,6 +24,7 @@ from streamseq.storage.place import Place, place_of
 from streamseq.storage.receipts import abandon_receipts
 from streamseq.storage.rewrite import Copy, Step, Stretch, Whole, carry_out, moved_pieces, pieces_of, stretches
 from streamseq.storage.verify import verify
+from streamseq.storage.version import AttachmentFile
 
 _TRIES = 3
 _SHOWN = 20
@@ -94,7 +97,7 @@ class RepairReport:
         name = f"{self.store} version {self.base}"
         if not self.problems:
             return f"{name} is well: no version was made"
-        if not self.left_out and not self.written:
+        if self.version is None and not self.left_out and not self.written:
             return f"{name} has {self.problems:,} problems, none of which hits a sequence: see streamseq verify"
         lost = sum(each.timesteps for each in self.left_out)
         number = len(self.left_out)
@@ -169,7 +172,7 @@ def repair(
 
 def _refuse(base: DiskStore, found: VerifyReport) -> None:
     """Refuse what cannot be repaired by leaving out sequences."""
-    broken = [problem for problem in found.problems if problem.part != "shard"]
+    broken = [problem for problem in found.problems if problem.part not in ("shard", "attachment")]
     if not broken:
         return
     older = [number for number in base.versions if number < base.version]
@@ -199,7 +202,8 @@ def _repaired(base: DiskStore, found: VerifyReport, dry_run: bool, job: str) -> 
         dry_run=dry_run,
         seconds=0.0,
     )
-    if not broken:
+    attachments = {} if len(lost) else _well_attached(base)
+    if not broken and len(attachments) == len(base.snapshot.attachments):
         return report
     if not report.timesteps:
         raise CorruptionError(
@@ -241,11 +245,22 @@ def _repaired(base: DiskStore, found: VerifyReport, dry_run: bool, job: str) -> 
                 fingerprint=fingerprint_of("", base.layout, shards, added),
                 operation="repair",
                 job=job,
+                attachments=attachments,
             )
         finally:
             if not (committed or base.place.undecided(sys.exception())):
                 abandon_receipts(base.place, receipts)
     return replace(report, version=base.version + 1) if committed else None
+
+
+def _well_attached(base: DiskStore) -> dict[str, AttachmentFile]:
+    """What is said of a version beside its contents, without what cannot be read."""
+    well = {}
+    for name, file in base.snapshot.attachments.items():
+        with contextlib.suppress(CorruptionError):
+            read_attachment(base.place, name, file)
+            well[name] = file
+    return well
 
 
 def _left_out(base: DiskStore, spans: Sequence[Span]) -> Iterator[LeftOut]:

@@ -22,7 +22,7 @@ from streamseq.storage.interface import InFile
 from streamseq.storage.leftovers import unnamed
 from streamseq.storage.opening import open_chunks
 from streamseq.storage.place import Place, place_of
-from streamseq.storage.verify_tables import Contents, check_tables
+from streamseq.storage.verify_tables import Contents, check_attachments, check_tables
 from streamseq.storage.version import Version
 
 # Work that is handed out beyond what threads are doing.
@@ -91,6 +91,7 @@ def verify(
         contents[number], wrong = check_tables(store)
         checked.append(snapshot)
         problems += wrong
+        problems += check_attachments(store)
     counter = _Counter(progress)
     for task in _tasks(checked):
         counter.expect(task)

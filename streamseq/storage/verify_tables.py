@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streamseq.core.errors import StoreError
+from streamseq.storage.attachments import read_attachment
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.findings import Problem, Span
 from streamseq.storage.rows import Pieces
@@ -117,6 +118,18 @@ def check_tables(store: DiskStore) -> tuple[Contents, list[Problem]]:
         )
         for what in wrong
     ]
+
+
+def check_attachments(store: DiskStore) -> list[Problem]:
+    """Check what is said of a version beside its contents, as far as its checksum goes."""
+    problems = []
+    for name, file in store.snapshot.attachments.items():
+        try:
+            read_attachment(store.place, name, file)
+        except (StoreError, OSError) as error:
+            what = " ".join(str(error).split())
+            problems.append(Problem(store=store.uri, versions=(store.version,), part="attachment", what=what))
+    return problems
 
 
 def _wrong_ids(tables: Sequence[Table], index: Sequence[Table] | None) -> Iterator[str]:

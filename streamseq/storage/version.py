@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,10 +19,12 @@ from streamseq.storage.strict_json import is_text, parse_json
 
 FORMAT = "streamseq"
 FORMAT_VERSION = 1
-OPERATIONS = ("write", "replace", "compact", "repair")
+OPERATIONS = ("write", "replace", "compact", "repair", "attach")
 
 #: Bytes that a version file has at most: it is held in memory.
 MAX_VERSION_BYTES = 1 << 28
+#: Bytes that an attachment has at most: it is held in memory, too.
+MAX_ATTACHMENT_BYTES = MAX_VERSION_BYTES
 #: Bytes of a table's file that have a checksum of their own; the last block has what is left.
 BLOCK_BYTES = 1 << 16
 
@@ -29,6 +32,8 @@ _INT64_MAX = 2**63 - 1
 _WRITER_ID = re.compile(r"[0-9a-f]{16}")
 _SHARD_ID = re.compile(r"[0-9a-f]{16}-[0-9]{6,12}")
 _TABLE_FILE = re.compile(r"[0-9a-f]{16}\.(sequences|pieces|index)\.arrow")
+_ATTACHMENT = re.compile(r"[a-z][a-z0-9._ -]*", re.IGNORECASE)
+_ATTACHMENT_FILE = re.compile(r"[0-9a-f]{16}\.attachment-[0-9]{1,6}")
 _CRCS = re.compile(r"([0-9a-f]{8})*")
 # What a row of a table takes at least.
 _ROW_BYTES = {"sequences": 16, "pieces": 24, "index": 12}
@@ -91,6 +96,15 @@ class Tables:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentFile:
+    """A file that says something of a version beside its contents: its name in the folder of tables, size, checksum."""
+
+    name: str
+    num_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """An immutable snapshot of a store: which sequences exist, and in which shards their pieces lie.
 
@@ -102,7 +116,8 @@ class Version:
         writer: The id of the commit.
         created: When, UTC.
         software: What wrote it.
-        operation: How it came to be: "write", "replace" (a job wrote again what it had written), "compact" or "repair".
+        operation: How it came to be: "write", "replace" (a job wrote again what it had written), "compact",
+            "repair" or "attach" (something was said of it).
         job: What wrote it, in the words of whoever did.
         layout: How its shards are cut and encoded.
         shards: Its shards, in order.
@@ -110,6 +125,7 @@ class Version:
         num_sequences: N.
         num_timesteps: Timesteps of all shards together.
         fingerprint: The digest of its contents.
+        attachments: What is said of the version beside its contents, such as statistics of them, by name.
     """
 
     number: int
@@ -124,6 +140,7 @@ class Version:
     num_sequences: int
     num_timesteps: int
     fingerprint: str
+    attachments: Mapping[str, AttachmentFile] = dataclass_field(default_factory=dict)
 
 
 def format_version(version: Version) -> bytes:
@@ -172,6 +189,11 @@ def format_version(version: Version) -> bytes:
         "timesteps": version.num_timesteps,
         "fingerprint": version.fingerprint,
     }
+    if version.attachments:
+        document["attachments"] = {
+            name: {"file": file.name, "bytes": file.num_bytes, "crc32c": to_hex(file.crc32c)}
+            for name, file in version.attachments.items()
+        }
     document["crc32c"] = to_hex(_document_crc(document))
     content = json.dumps(document, indent=1).encode()
     if len(content) > MAX_VERSION_BYTES:
@@ -272,7 +294,25 @@ def _version(document: dict[str, Any], number: int) -> Version:
         num_sequences=num_sequences,
         num_timesteps=num_timesteps,
         fingerprint=_match(_SHA256, document["fingerprint"]),
+        attachments={
+            attachment_name(name): _attachment(entry) for name, entry in document.get("attachments", {}).items()
+        },
     )
+
+
+def attachment_name(name: str) -> str:
+    """Return a name that an attachment can have.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return _match(_ATTACHMENT, name)
+
+
+def _attachment(entry: dict[str, Any]) -> AttachmentFile:
+    name, num_bytes = _match(_ATTACHMENT_FILE, entry["file"]), _count(entry["bytes"])
+    _require(num_bytes <= MAX_ATTACHMENT_BYTES, f"attachment {name} has {num_bytes} bytes")
+    return AttachmentFile(name=name, num_bytes=num_bytes, crc32c=_crc(entry["crc32c"]))
 
 
 def _dtype(value: object) -> str:
