@@ -122,6 +122,11 @@ class ArraySource:
         self._threads: bool | None = None
 
     @property
+    def on_error(self) -> str:
+        """What happens at bad input: "fail", "skip" or "quarantine"."""
+        return self._on_error
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What decides how arrays become sequences, beside the arrays: plain values."""
         return {

@@ -143,6 +143,11 @@ class AudioSource:
         return True
 
     @property
+    def on_error(self) -> str:
+        """What happens at bad input: "fail", "skip" or "quarantine"."""
+        return self._policy.on_error
+
+    @property
     def settings(self) -> AudioSettings:
         """What the result depends on, beside the files."""
         return AudioSettings(

@@ -108,6 +108,11 @@ class GenomeSource:
         return self._found_format() == "fasta"
 
     @property
+    def on_error(self) -> str:
+        """What happens at bad input: "fail", "skip" or "quarantine"."""
+        return self._policy.on_error
+
+    @property
     def settings(self) -> GenomeReader:
         """What the result depends on, beside the files."""
         return GenomeReader(

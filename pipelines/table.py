@@ -161,6 +161,11 @@ class TableSource:
         self._settled: Reading | None = None
 
     @property
+    def on_error(self) -> str:
+        """What happens at bad input: "fail", "skip" or "quarantine"."""
+        return self._on_error
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What decides how rows become timesteps, beside the rows: plain values."""
         return {

@@ -126,6 +126,11 @@ class TextSource:
         return not self._reader.one_by_one
 
     @property
+    def on_error(self) -> str:
+        """What happens at bad input: "fail", "skip" or "quarantine"."""
+        return self._policy.on_error
+
+    @property
     def settings(self) -> TextReader:
         """What the result depends on, beside the files."""
         return self._reader

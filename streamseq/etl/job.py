@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -16,6 +17,7 @@ from streamseq.core.errors import StoreError
 from streamseq.etl.attempts import Attempts
 from streamseq.etl.identity import job_key, partition_keys
 from streamseq.etl.ledger import Ledger
+from streamseq.etl.quarantine import Quarantine
 from streamseq.etl.report import Report
 from streamseq.etl.source import Partition, Source, SourceError
 from streamseq.etl.task import duplicate_id, run_task
@@ -56,6 +58,10 @@ def ingest(
     can be read; run again, it does only what is not done, and where data changed after it was committed it reads what
     changed and makes the next version. For that a source says its `settings`: one without them begins anew each time.
 
+    What a source leaves out is in the report. Where its `on_error` is "quarantine", or it hands over the bytes that it
+    left out, all of that is also in a file of JSON lines beside the store, `<store>.quarantine.jsonl`: what, place,
+    reason, num_bytes, and the bytes as `content`, or as `content_base64` where they are not UTF-8.
+
     Args:
         source: Where the data comes from; see `streamseq.etl.source`.
         uri: Where to put the store: a local path that all workers have, or a URL that fsspec knows such as
@@ -90,11 +96,13 @@ def ingest(
         b'one'
     """
     began = time.monotonic()
+    asked = getattr(source, "on_error", None) == "quarantine"
     transforms = list(transforms)
     if transforms:
         source = TransformedSource(source, transforms)
     chosen = Workers(client=client, threads=workers, scheduler=scheduler)
     place = place_of(uri, storage_options)
+    quarantine = Quarantine(place, storage_options, asked=asked)
     suffix = PurePosixPath(place.uri).suffix
     if place.version_numbers():
         layout = DiskStore(place).layout
@@ -108,7 +116,7 @@ def ingest(
     partitions = list(source.partitions(shard_size))
     if not partitions:
         raise SourceError("a source has at least one partition, got none: there is nothing to write")
-    with _StagedJob(place, program() if job is None else job, ledger) as staged:
+    with _StagedJob(place, program() if job is None else job, ledger, quarantine) as staged:
         keys = None if key is None else partition_keys(key, partitions)
         if keys is None:
             keys, staged.ledger = [""] * len(partitions), None
@@ -123,6 +131,8 @@ def ingest(
             raise SourceError(
                 f"a store holds at least one timestep, the source has none{why}: there is nothing to write"
             )
+        # Before the version, so that nothing that a version leaves out can be lost.
+        quarantined = quarantine.publish()
         staged.commits = True
         if before is None:
             version = commit_receipts(place, layout, receipts, job=job)
@@ -141,6 +151,7 @@ def ingest(
         skipped=tuple(skipped for result in results for skipped in result.skipped),
         partitions=len(partitions),
         partitions_done_before=staged.done_before,
+        quarantine=quarantined,
     )
 
 
@@ -153,7 +164,7 @@ def _newest_of(ledger: Ledger | None, place: Place) -> DiskStore | None:
     if not place.version_numbers():
         return None
     newest = DiskStore(place)
-    own = set() if ledger is None else {shard.id for done in ledger.all().values() for shard in done.receipt.shards}
+    own = set() if ledger is None else {shard.id for done in ledger.all() for shard in done.receipt.shards}
     if not own or not {shard.id for shard in newest.snapshot.shards} <= own:
         raise StoreError(
             f"{place.uri} is a store already, and not one that this job wrote: add to it with ss.append, or choose "
@@ -165,8 +176,9 @@ def _newest_of(ledger: Ledger | None, place: Place) -> DiskStore | None:
 class _StagedJob:
     """The folder of a job in the staging area; leaving the block removes all that was not committed."""
 
-    def __init__(self, place: Place, what: str, ledger: Ledger | None) -> None:
+    def __init__(self, place: Place, what: str, ledger: Ledger | None, quarantine: Quarantine) -> None:
         self.place = place
+        self.quarantine = quarantine
         self.attempts = Attempts(place=place, folder=f"job-{uuid.uuid4().hex[:16]}")
         self.claim = Claim(place, what, self.attempts.folder)
         #: Where the receipts of finished tasks are; None where the job has no key.
@@ -197,6 +209,10 @@ class _StagedJob:
         finally:
             self._end()
 
+    def keep(self, number: int, result: TaskResult) -> TaskResult:
+        """Keep what a task left out for the quarantine; return its result, without the bytes where those are many."""
+        return replace(result, skipped=self.quarantine.take(number, result.skipped))
+
     def _remove_left(self, error: BaseException | None) -> None:
         """Remove what tasks wrote and no version has."""
         self.attempts.end()
@@ -209,9 +225,12 @@ class _StagedJob:
             for shard in DiskStore(self.place, number).snapshot.shards
         }
         # Finished tasks are not done again by the next run.
-        finished = set() if self.ledger is None else {done.receipt.writer for done in self.ledger.all().values()}
+        finished = set() if self.ledger is None else {done.receipt.writer for done in self.ledger.all()}
         # Those of workers that died are among them, which nobody else would remove.
-        left = set(self.attempts.writers()) - committed - finished
+        written = set(self.attempts.writers())
+        left = written - committed - finished
+        if not committed & (written | finished):
+            self.quarantine.withdraw()
         for writer in left:
             self.place.remove(f"staging/{writer}")
         for shard in self.place.names("shards"):
@@ -220,6 +239,7 @@ class _StagedJob:
 
     def _end(self) -> None:
         """Give up the claim, and what was made for a store that does not come to be."""
+        self.quarantine.end()
         if self.ledger is not None:
             self.ledger.close()
         self.claim.release()
@@ -239,8 +259,10 @@ def _run(
 ) -> list[TaskResult]:
     """Run a task for each partition that has no receipt; return what all hand back, in the order of the partitions."""
     total = sum(partition.num_bytes for partition in partitions)
-    there = {} if job.ledger is None else job.ledger.find(keys)
-    results = {number: there[key] for number, key in enumerate(keys) if key in there}
+    results: dict[int, TaskResult] = {}
+    numbers = {key: number for number, key in enumerate(keys)}
+    for key, result in () if job.ledger is None else job.ledger.find(keys):
+        results[numbers[key]] = job.keep(numbers[key], result)
     job.done_before = len(results)
     done = sum(partitions[number].num_bytes for number in results)
     open_ = [number for number in range(len(partitions)) if number not in results]
@@ -266,7 +288,7 @@ def _run(
                     flying[pool.submit(run_task, *task)] = number
                 for future in pool.wait(list(flying)):
                     number = flying[future]
-                    results[number] = pool.result(future)
+                    results[number] = job.keep(number, pool.result(future))
                     del flying[future]
                     done += partitions[number].num_bytes
                     if progress is not None:

@@ -8,8 +8,9 @@ when the version is committed, so that a job whose data changed reads only that 
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,8 @@ class Ledger:
 
     def open(self) -> None:
         """Let receipts be put there."""
-        self.place.staging(f"{FOLDER}/{self.key}")
+        if not self.place.copies:  # elsewhere there are no folders
+            self.place.staging(f"{FOLDER}/{self.key}")
 
     def close(self) -> None:
         """Remove the folder where there is no receipt in it."""
@@ -65,13 +67,12 @@ class Ledger:
                 return result
         finally:
             self.place.end_staging(result.receipt.writer)
-        return self.find([partition]).get(partition, result)
+        return dict(self.find([partition])).get(partition, result)
 
-    def find(self, partitions: Iterable[str]) -> dict[str, TaskResult]:
-        """The receipts that there are of some partitions, and whose shards are there; damaged ones are removed."""
+    def find(self, partitions: Iterable[str]) -> Iterator[tuple[str, TaskResult]]:
+        """Yield the receipts that there are of some partitions, whose shards are there; damaged ones are removed."""
         there = set(self.place.names(self.folder))
         shards = set(self.place.names("shards"))
-        found = {}
         for partition in partitions:
             name = f"{partition}.json"
             if name not in there:
@@ -82,15 +83,15 @@ class Ledger:
                 self.place.remove(f"{self.folder}/{name}")
                 continue
             if all(shard.id in shards for shard in result.receipt.shards):
-                found[partition] = result
+                yield partition, result
             else:
                 self.place.remove(f"{self.folder}/{name}")
-        return found
 
-    def all(self) -> dict[str, TaskResult]:
+    def all(self) -> Iterator[TaskResult]:
         """All receipts that there are, also of partitions as they were before."""
         names = self.place.names(self.folder)
-        return self.find(name.removesuffix(".json") for name in names if name.endswith(".json"))
+        for _, result in self.find(name.removesuffix(".json") for name in names if name.endswith(".json")):
+            yield result
 
 
 def receipts_of(content: bytes) -> list[str]:
@@ -120,7 +121,7 @@ def _content(result: TaskResult) -> bytes:
                 "place": item.place,
                 "reason": item.reason,
                 "num_bytes": item.num_bytes,
-                "content": None if item.content is None else item.content.hex(),
+                "content": None if item.content is None else base64.b64encode(item.content).decode(),
             }
             for item in result.skipped
         ],
@@ -156,7 +157,7 @@ def _parse(content: bytes, layout: ShardLayout) -> TaskResult:
             pieces=np.array(document["pieces"], np.int64).reshape(-1, 3),
         )
         skipped = tuple(
-            Skipped(**{**item, "content": None if item["content"] is None else bytes.fromhex(item["content"])})
+            Skipped(**{**item, "content": None if item["content"] is None else base64.b64decode(item["content"])})
             for item in document["skipped"]
         )
         return TaskResult(receipt=receipt, skipped=skipped, bytes_in=int(document["bytes_in"]))

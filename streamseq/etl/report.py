@@ -22,9 +22,11 @@ class Report:
         bytes_in: Bytes of input read.
         bytes_out: Bytes of the shards' data on the disk.
         seconds: Wall-clock time of the job.
-        skipped: What was left out, in the order of the source.
+        skipped: What was left out, in the order of the source; of very much that was quarantined the bytes are in the
+            file only.
         partitions: The parts that the job was cut into.
         partitions_done_before: Those of them that an earlier run of the job had done.
+        quarantine: The address of the file with what was quarantined, JSON lines; None where there is none.
     """
 
     store: str
@@ -37,6 +39,7 @@ class Report:
     skipped: tuple[Skipped, ...]
     partitions: int
     partitions_done_before: int = 0
+    quarantine: str | None = None
 
     @property
     def rate(self) -> float:
@@ -57,6 +60,7 @@ class Report:
                 "rate": round(self.rate, 1),
                 "partitions": self.partitions,
                 "partitions_done_before": self.partitions_done_before,
+                "quarantine": self.quarantine,
                 "skipped": [
                     {"what": skipped.what, "place": skipped.place, "reason": skipped.reason} for skipped in self.skipped
                 ],
@@ -76,6 +80,8 @@ class Report:
             if len(self.skipped) > _SHOWN:
                 shown.append(f"and {len(self.skipped) - _SHOWN:,} more")
             lines.append(f"left out {len(self.skipped):,}: {', '.join(shown)}")
+        if self.quarantine is not None:
+            lines.append(f"what was left out is in {self.quarantine}")
         return "\n".join(lines)
 
 
