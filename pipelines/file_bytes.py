@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -52,7 +51,7 @@ def codec_of(name: str) -> str | None:
         >>> [codec_of(name) for name in ("a.txt", "a.txt.gz", "A.ZST")]
         [None, 'gzip', 'zstd']
     """
-    return _CODECS.get(PurePosixPath(name).suffix.lower())
+    return _CODECS.get(os.path.splitext(name)[1].lower())
 
 
 def read_bytes(file: InputFile, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
