@@ -11,7 +11,8 @@ from streamseq.etl import Partition, Skipped, SourceError, partition_bytes
 from .files import InputFile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots, with which pickle asks Python for the fields of each one.
+@dataclass(frozen=True, kw_only=True)
 class FilePart:
     """Part `[start, stop)` of a file, in bytes or in what the format counts in.
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -69,8 +70,11 @@ def _digest(value: object) -> str:
 
 def _plain(value: object) -> Any:
     """A value as JSON holds it, other values as something else."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        return [kind.__qualname__, {name: _plain(getattr(value, name)) for name in _names_of(kind)}]
     if isinstance(value, float):
         return ["float", value.hex()]
     if isinstance(value, bytes):
@@ -83,8 +87,6 @@ def _plain(value: object) -> Any:
             raise _NoKeyError
         content = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
         return ["array", array.dtype.str, list(array.shape), content]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, {each.name: _plain(getattr(value, each.name)) for each in fields(value)}]
     if isinstance(value, Mapping):
         return ["mapping", [[_plain(key), _plain(held)] for key, held in value.items()]]
     if isinstance(value, list | tuple):
@@ -92,6 +94,12 @@ def _plain(value: object) -> Any:
     if isinstance(value, set | frozenset):
         return ["set", sorted(json.dumps(_plain(held)) for held in value)]
     raise _NoKeyError
+
+
+@cache
+def _names_of(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass; there may be very many values of one."""
+    return tuple(each.name for each in fields(kind))
 
 
 def code_of(kind: type) -> list[str]:
