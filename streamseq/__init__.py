@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streamseq.storage.compact import compact
     from streamseq.storage.history import log
     from streamseq.storage.leftovers import clean
+    from streamseq.storage.mark import mark
     from streamseq.storage.memory import from_arrays
     from streamseq.storage.repair import repair
     from streamseq.storage.store import append, create, open
@@ -62,6 +63,7 @@ _LAZY = {
     "info": "streamseq.storage.summary",
     "ingest": "streamseq.etl.job",
     "log": "streamseq.storage.history",
+    "mark": "streamseq.storage.mark",
     "open": "streamseq.storage.store",
     "predict": "streamseq.training.predict",
     "repair": "streamseq.storage.repair",
@@ -96,6 +98,7 @@ __all__ = [
     "info",
     "ingest",
     "log",
+    "mark",
     "open",
     "predict",
     "repair",

@@ -240,7 +240,22 @@ class NotPickled:
         )
 
 
-Rule = Marker | Gap | Calendar | Change | Silence | At | Where
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Boundaries that were found before and are stored beside the sequences, by `ss.mark` or by `ss.ingest`.
+
+    Args:
+        name: The name that they were given; `Domain("days")` is short for `Domain(Stored("days"))`.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"stored boundaries have a name, got {self.name!r}")
+
+
+Rule = Marker | Gap | Calendar | Change | Silence | At | Where | Stored
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -255,9 +270,10 @@ class Domain:
     beyond a break.
 
     Args:
-        boundaries: A rule: `Marker`, `Gap`, `Calendar`, `Change`, `Silence`, `At` or `Where`; or several, of which all
-            boundaries count. A dict id -> positions is `At`, a function `Where`. Where two rules have a boundary at the
-            same position, it is a break if it is one of either.
+        boundaries: A rule: `Marker`, `Gap`, `Calendar`, `Change`, `Silence`, `At`, `Where` or `Stored`; or several, of
+            which all boundaries count. A dict id -> positions is `At`, a function `Where`, the name of stored
+            boundaries `Stored`. Where two rules have a boundary at the same position, it is a break if it is one of
+            either.
 
     Raises:
         TypeError: Something else.
@@ -268,6 +284,8 @@ class Domain:
         True
         >>> Domain({"plant-3": [100, 250]})
         Domain(At(1 sequences, reset=False))
+        >>> Domain(["days", Gap("time", longer_than=3600)]).rules[0]
+        Stored(name='days')
     """
 
     rules: tuple[Rule, ...]
@@ -291,10 +309,15 @@ def _as_rule(given: Any) -> Rule:
         return given
     if isinstance(given, Mapping):
         return At(given)
+    if isinstance(given, str):
+        return Stored(given)
     if callable(given) and not isinstance(given, type):
         return Where(given)
-    kinds = "Marker, Gap, Calendar, Change, Silence, At or Where"
-    raise TypeError(f"a boundary rule is a {kinds}, a dict id -> positions or a function, got {given!r}")
+    kinds = "Marker, Gap, Calendar, Change, Silence, At, Where or Stored"
+    raise TypeError(
+        f"a boundary rule is a {kinds}, a dict id -> positions, a function or the name of stored boundaries, got "
+        f"{given!r}"
+    )
 
 
 def _check_field(rule: Any) -> None:

@@ -24,10 +24,10 @@ from streamseq.core.tokens import Position, StateToken
 from streamseq.data.blocks import BlockReader
 from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
-from streamseq.data.domain import find_boundaries
 from streamseq.data.limits import Limits, Needs, limits_within, usual_limits
 from streamseq.data.requests import Emitted, View
 from streamseq.data.window import Window
+from streamseq.storage.find_boundaries import find_boundaries
 from streamseq.storage.interface import Store
 
 

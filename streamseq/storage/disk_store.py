@@ -224,6 +224,11 @@ class DiskStore(Store):
         file = self.snapshot.attachments.get(name)
         return None if file is None else read_attachment(self.place, name, file)
 
+    @property
+    def attachment_names(self) -> list[str]:
+        """See `Store.attachment_names`."""
+        return list(self.snapshot.attachments)
+
     def _read(self, sequence: int, start: int, stop: int, fields: Sequence[str]) -> dict[str, NDArray[Any]]:
         lock, reader = self._shared_reader()
         rows, counts = self.catalogue.rows_of(sequence, start, stop)

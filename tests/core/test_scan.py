@@ -200,7 +200,7 @@ def test_a_wrong_unit_is_found_where_there_is_a_time_zone():
         (lambda: Where("f"), TypeError, "'f'"),
         (lambda: Where(len, "x"), TypeError, r"\['x'\]"),
         (lambda: Domain([]), ValueError, "Naive"),
-        (lambda: Domain("events"), TypeError, "'events'"),
+        (lambda: Domain(5), TypeError, "got 5"),
         (lambda: Domain(Gap), TypeError, "Gap"),
     ],
 )

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.boundaries import Boundaries
-from streamseq.core.plan import Plan
+from streamseq.core.errors import PlanError
 from streamseq.core.scan import MissingTimeError, Scanned, Scanner, make_scanner
 from streamseq.core.selection import Selection
-from streamseq.core.settings import PlanSettings
-from streamseq.core.splits import At, Domain, Where
-from streamseq.data.blocks import BlockReader
-from streamseq.data.buffers import Buffers
-from streamseq.data.limits import Needs, usual_limits
-from streamseq.data.readahead import ReadAhead
-from streamseq.data.requests import Emitted, View
-from streamseq.storage.interface import Store
+from streamseq.core.splits import At, Domain, Stored, Where
+from streamseq.storage.interface import Parts, Reader, Store
 
 Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Places = tuple[Int64, Bool]
+"""Timesteps of a timeline that begin a window, ascending, and whether they are breaks."""
 
 # Of the pieces in which fields are looked through.
 _PIECE_BYTES = 4 << 20
 _PIECE_TIMESTEPS = 1 << 20
-_PREFETCH = 2
+# Chunks of each field that are kept, and decoded while the piece before them is looked through.
+_CACHE_CHUNKS = 2
+_AHEAD = 4
 
 
-def find_boundaries(store: Store, split: Domain, selection: Selection) -> Boundaries:
+def find_boundaries(
+    store: Store, split: Domain, selection: Selection, progress: Callable[[int, int], None] | None = None
+) -> Boundaries:
     """Find the boundaries of the chosen sequences.
 
     Of each sequence the timesteps up to the end of the last chosen span are looked through: all rules that look at
     fields in one pass over the fields that they need, in pieces of a few MiB; then functions, sequence by sequence.
+    Of boundaries that are stored no field is read.
 
     Args:
         store: Which is read.
         split: The rules.
         selection: The spans that were chosen.
+        progress: Called with the timesteps that rules looked through, and all that they have to.
 
     Raises:
-        KeyError: A field, or the id of a sequence, is not in the store.
+        KeyError: A field, the id of a sequence or a name of boundaries is not in the store.
+        PlanError: Boundaries that are stored do not cover what was chosen.
         ValueError: A rule does not go with its field, a position does not lie in its sequence, or a timestamp is
             missing.
         TypeError: Positions are no whole numbers.
@@ -58,13 +63,18 @@ def find_boundaries(store: Store, split: Domain, selection: Selection) -> Bounda
     """
     timeline = _Timeline(selection)
     scanners = [(rule, _scanner(store, rule)) for rule in split.rules if isinstance(rule, Scanned)]
-    found = [*_scan(store, timeline, scanners)]
+    found = [_stored(store, timeline, rule) for rule in split.rules if isinstance(rule, Stored)]
+    found += _scan(store, timeline, scanners, progress)
     for rule in split.rules:
         if isinstance(rule, At):
-            found.append((_given(store, timeline, rule), rule.reset))
+            found.append(_all(_given(store, timeline, rule), rule.reset))
         elif isinstance(rule, Where):
-            found.append((_called(store, timeline, rule), rule.reset))
+            found.append(_all(_called(store, timeline, rule), rule.reset))
     return timeline.boundaries(found)
+
+
+def _all(places: Int64, reset: bool) -> Places:
+    return places, np.full(len(places), reset)
 
 
 class _Timeline:
@@ -84,14 +94,28 @@ class _Timeline:
     def __len__(self) -> int:
         return len(self.stop)
 
-    def selection(self) -> Selection:
-        """What is read."""
-        start = None if self.sequence is None else np.zeros(len(self), np.int64)
-        return Selection(lengths=self.stop, sequence=self.sequence, start=start)
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps of all."""
+        return int(self.stop.sum())
+
+    def spans(self, low: int, high: int) -> tuple[Int64, Int64, Int64]:
+        """Timesteps `[low, high)` as spans: place of the sequence, start and stop in it, int64 [P] each, none empty."""
+        first = int(np.searchsorted(self.begin, low, "right")) - 1
+        place = np.arange(first, np.searchsorted(self.begin, high, "left"))
+        begin = self.begin[place]
+        start = np.maximum(low - begin, 0)
+        stop = np.minimum(high - begin, self.stop[place])
+        held = stop > start
+        return place[held], start[held], stop[held]
 
     def index(self, place: int) -> int:
         """The index in the store of a sequence."""
         return place if self.sequence is None else int(self.sequence[place])
+
+    def indices(self, places: Int64) -> Int64:
+        """The indices in the store of sequences."""
+        return places if self.sequence is None else self.sequence[places]
 
     def place(self, indices: Int64) -> Int64:
         """The places of sequences of the store, int64; -1 where one was not chosen."""
@@ -105,14 +129,10 @@ class _Timeline:
         place = int(np.searchsorted(self.begin, at, "right")) - 1
         return self.index(place), at - int(self.begin[place])
 
-    def boundaries(self, found: list[tuple[Int64, bool]]) -> Boundaries:
-        """The boundaries at some timesteps.
-
-        Args:
-            found: Timesteps of the timeline, ascending, and whether these are breaks.
-        """
+    def boundaries(self, found: list[Places]) -> Boundaries:
+        """The boundaries at some timesteps."""
         at = np.concatenate([np.zeros(0, np.int64), *(places for places, _ in found)])
-        breaks = np.repeat([reset for _, reset in found], [len(places) for places, _ in found]).astype(np.bool_)
+        breaks = np.concatenate([np.zeros(0, np.bool_), *(resets for _, resets in found)])
         if len(found) > 1 and len(at):
             order = np.argsort(at, kind="stable")
             at, breaks = at[order], breaks[order]
@@ -135,10 +155,36 @@ def _check_field(store: Store, name: str) -> str:
     return name
 
 
-def _scan(store: Store, timeline: _Timeline, scanners: list[tuple[Scanned, Scanner]]) -> Iterator[tuple[Int64, bool]]:
-    """Where each of some rules sees boundaries on the timeline, and whether they are breaks."""
+def _stored(store: Store, timeline: _Timeline, rule: Stored) -> Places:
+    """Boundaries that were found before.
+
+    Raises:
+        PlanError: They do not cover the timeline.
+    """
+    stored = store.boundaries(rule.name)
+    indices = timeline.indices(np.arange(len(timeline)))
+    covered = np.zeros(len(timeline), np.int64)
+    known = indices < len(stored.lengths)
+    covered[known] = stored.lengths[indices[known]]
+    if np.any(short := timeline.stop > covered):
+        first = int(np.argmax(short))
+        raise PlanError(stored.not_covered(int(indices[first]), int(covered[first]), int(timeline.stop[first])))
+    held = stored.boundaries
+    place = np.repeat(timeline.place(held.sequence), np.diff(held.first))
+    inside = (place >= 0) & (held.position < timeline.stop[place])
+    return timeline.begin[place[inside]] + held.position[inside], held.breaks[inside]
+
+
+def _scan(
+    store: Store,
+    timeline: _Timeline,
+    scanners: list[tuple[Scanned, Scanner]],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Places]:
+    """Where each of some rules sees boundaries on the timeline."""
     found: list[list[Int64]] = [[] for _ in scanners]
-    if scanners and timeline.stop.any():
+    total = timeline.num_timesteps
+    if scanners and total:
         for first, arrays, begins in _read_through(store, timeline, [rule.field for rule, _ in scanners]):
             for (rule, scanner), places in zip(scanners, found, strict=True):
                 try:
@@ -149,46 +195,70 @@ def _scan(store: Store, timeline: _Timeline, scanners: list[tuple[Scanned, Scann
                         f"{type(rule).__name__} takes a timestamp at every timestep, and {rule.field!r} has none at "
                         f"{position} of {store.id_of(sequence)!r}: fill it, or choose sequences without"
                     ) from None
+            if progress is not None:
+                progress(first + len(arrays[scanners[0][0].field]), total)
     for (rule, _), places in zip(scanners, found, strict=True):
-        yield np.concatenate([np.zeros(0, np.int64), *places]), rule.reset
+        yield _all(np.concatenate([np.zeros(0, np.int64), *places]), rule.reset)
 
 
 def _read_through(
     store: Store, timeline: _Timeline, names: list[str]
 ) -> Iterator[tuple[int, dict[str, NDArray[Any]], Int64]]:
     """The timeline piece by piece: where a piece begins, its arrays, and where in it sequences begin."""
-    emitted = {name: Emitted(field=name) for name in names}
-    step_bytes = 1 + sum(store.fields[name].step_bytes for name in emitted)
-    window = max(1, min(_PIECE_TIMESTEPS, _PIECE_BYTES // step_bytes))
-    plan = Plan(
-        timeline.selection(),
-        PlanSettings(lanes=1, window=window, tail="pack"),
-        contents="",
-        epoch=0,
+    names = list(dict.fromkeys(names))
+    step_bytes = sum(store.fields[name].step_bytes for name in names)
+    most = max(1, min(_PIECE_TIMESTEPS, _PIECE_BYTES // step_bytes))
+    with store.reader(names, _CACHE_CHUNKS, _AHEAD) as reader:
+        coming = (_piece(reader, timeline, names, first, most) for first in range(0, timeline.num_timesteps, most))
+        piece = next(coming, None)
+        while piece is not None:
+            following = next(coming, None)
+            begins, length, parts = piece
+            arrays = {name: _read(reader, parts[name], length) for name in names}
+            if following is not None:
+                for name in names:
+                    reader.prefetch(name, list(dict.fromkeys(following[2][name].chunk.tolist())))
+            yield begins[0], arrays, begins[1]
+            piece = following
+
+
+_Piece = tuple[tuple[int, Int64], int, dict[str, Parts]]
+
+
+def _piece(reader: Reader, timeline: _Timeline, names: list[str], first: int, most: int) -> _Piece:
+    """Where a piece and the sequences in it begin, its length, and where it lies."""
+    last = min(first + most, timeline.num_timesteps)
+    place, start, stop = timeline.spans(first, last)
+    spans = timeline.indices(place), start, stop
+    begins = timeline.begin[place[start == 0]] - first
+    return (first, begins), last - first, {name: _joined(reader.locate(name, spans)) for name in names}
+
+
+def _joined(parts: Parts) -> Parts:
+    """The parts, those that touch in a chunk as one: short sequences are many, and lie side by side."""
+    touches = (parts.chunk[1:] == parts.chunk[:-1]) & (parts.low[1:] == parts.low[:-1] + parts.count[:-1])
+    first = np.flatnonzero(np.concatenate([[True], ~touches]))
+    return Parts(
+        field=parts.field,
+        chunk=parts.chunk[first],
+        low=parts.low[first],
+        count=np.add.reduceat(parts.count, first),
+        span=parts.span[first],
+        offset=parts.offset[first],
     )
-    needs = Needs(
-        lanes=1,
-        window_bytes=window * step_bytes,
-        single=False,
-        chunk_bytes=sum(store.decoded_chunk_bytes[name] for name in emitted),
-        shuffle=False,
-        blocks=_PREFETCH + 2,
-    )
-    view = View(emitted=emitted, lane_start=0, lane_stop=1, batch_first=True)
-    buffers = Buffers(needs.blocks * len(emitted)), Buffers(needs.blocks)
-    reader = BlockReader(store, plan, view, usual_limits(needs), *buffers, ahead=True)
-    ahead = ReadAhead(reader, range(plan.num_windows), _PREFETCH)
-    try:
-        first = 0
-        for block in iter(ahead.take, None):
-            for each in block.windows():
-                segments, length = each.token.segments, int(each.lengths[0])
-                assert segments is not None
-                arrays = {name: each[name][0, :length].numpy() for name in emitted}
-                yield first, arrays, segments["offset"][segments["start"] == 0]
-                first += length
-    finally:
-        ahead.close()
+
+
+def _read(reader: Reader, parts: Parts, length: int) -> NDArray[Any]:
+    """The values of parts end to end, `[length, *D]`."""
+    field, slices = reader.fields[parts.field], reader.arrays(parts)
+    # Finding the first chunk checks the sizes that the metadata claims, before memory is asked for.
+    part = next(slices)
+    values = np.empty((length, *field.shape), field.dtype)
+    position = 0
+    for each in chain([part], slices):
+        values[position : position + len(each)] = each
+        position += len(each)
+    return values
 
 
 def _given(store: Store, timeline: _Timeline, rule: At) -> Int64:
