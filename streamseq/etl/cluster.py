@@ -43,28 +43,46 @@ class Pool:
         self._client = client
         self._last_worker_seen = time.monotonic()
 
+    @property
+    def dashboard(self) -> str | None:
+        """The address of Dask's dashboard; None where the scheduler has none."""
+        try:
+            link = self._client.dashboard_link
+        except (KeyError, AttributeError, ValueError):  # the scheduler was started without one
+            return None
+        return str(link) if link else None
+
     def capacity(self) -> int:
         """How many tasks should be in flight."""
-        return _TASKS_PER_THREAD * max(1, sum(self._client.nthreads().values()))
+        return _TASKS_PER_THREAD * self.num_threads()
+
+    def num_threads(self) -> int:
+        """How many tasks run at the same time; 1 where no worker has come yet."""
+        return max(1, sum(self._client.nthreads().values()))
 
     def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
         """Start a task. One that a worker dies of is tried again elsewhere, as Dask is configured."""
         return self._client.submit(function, *args, pure=False)
 
+    def submit_graph(self, tasks: dict[Any, Any], wanted: list[Any]) -> list[Future[Any]]:
+        """Start tasks that depend on each other, or on what is on the workers; return what some of them will have."""
+        futures: list[Future[Any]] = self._client.get(tasks, wanted, sync=False)
+        return futures
+
     def wait(self, futures: list[Future[Any]]) -> set[Future[Any]]:
-        """Return the tasks that have ended, at least one.
+        """Return the tasks that have ended; none where none has for a few seconds.
 
         Raises:
             StreamseqError: The cluster is gone, or has had no workers for a minute.
         """
-        while True:
-            try:
-                with self._client.as_current():
-                    return set(distributed.wait(futures, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done)
-            except CancelledError:
-                raise _lost() from None
-            except TimeoutError:
-                self._look_for_workers()
+        try:
+            with self._client.as_current():
+                return set(distributed.wait(futures, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done)
+        except CancelledError:
+            raise _lost() from None
+        except TimeoutError:
+            self._look_for_workers()
+            return set()
 
     def result(self, future: Future[Any]) -> Any:
         """Return what an ended task returned, or raise what it raised.

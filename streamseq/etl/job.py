@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamseq.core.errors import StoreError
 from streamseq.etl.attempts import Attempts
+from streamseq.etl.collections import prepared
+from streamseq.etl.collections_run import block_tasks, gone_through_again
 from streamseq.etl.identity import job_key, partition_keys
 from streamseq.etl.ledger import Ledger
 from streamseq.etl.quarantine import Quarantine
@@ -27,6 +29,7 @@ from streamseq.etl.workers import Workers
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout, plan_layout
+from streamseq.storage.mark import check_marks, mark_all
 from streamseq.storage.new_version import program
 from streamseq.storage.place import Place, place_of
 from streamseq.storage.receipts import commit_receipts, replace_by_receipts
@@ -49,8 +52,10 @@ def ingest(
     chunk_bytes: int | None = None,
     shard_bytes: int | None = None,
     job: str | None = None,
+    boundaries: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Report:
     """Write a source into a new store, in parallel; the store is the same for any number of workers.
 
@@ -75,9 +80,13 @@ def ingest(
         chunk_bytes: Decoded bytes a chunk of one field; None: 1 MiB.
         shard_bytes: Decoded bytes a shard; None: 64 MiB.
         job: What writes it, for the log; None: the name of the program.
+        boundaries: By name, rules as `ss.splits.Domain` takes them: what they find in the store, once it is written, is
+            stored beside the sequences; see `ss.mark`.
         storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
             configuration say; sent to the workers.
-        progress: Called with the bytes of input done and of all, at the start and after every partition.
+        progress: Called with the bytes of input done and of all, at the start, after every partition and every few
+            seconds.
+        note: Called with what is good to know while the job runs: the address of the dashboard of the user's cluster.
 
     Raises:
         StoreError: There is a store already, or something else that is not an empty folder.
@@ -97,10 +106,8 @@ def ingest(
     """
     began = time.monotonic()
     asked = getattr(source, "on_error", None) == "quarantine"
-    transforms = list(transforms)
-    if transforms:
-        source = TransformedSource(source, transforms)
     chosen = Workers(client=client, threads=workers, scheduler=scheduler)
+    source, chosen = prepared(source, list(transforms), chosen)
     place = place_of(uri, storage_options)
     quarantine = Quarantine(place, storage_options, asked=asked)
     suffix = PurePosixPath(place.uri).suffix
@@ -109,6 +116,7 @@ def ingest(
     else:
         create(place, source.fields, backend, chunk_bytes, shard_bytes)  # refuses what cannot become a store
         layout = plan_layout(source.fields, backend or suffix.removeprefix("."), chunk_bytes, shard_bytes)
+    marked = check_marks(boundaries or {}, layout.fields)
     key = job_key(source, layout)
     ledger = None if key is None else Ledger(place=place, key=key, layout=layout)
     before = _newest_of(ledger, place)
@@ -120,7 +128,7 @@ def ingest(
         keys = None if key is None else partition_keys(key, partitions)
         if keys is None:
             keys, staged.ledger = [""] * len(partitions), None
-        results = _run(source, partitions, keys, layout, staged, chosen, progress)
+        results = _run(source, partitions, keys, layout, staged, chosen, progress, note)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
         if isinstance(source, TransformedSource):
@@ -138,6 +146,9 @@ def ingest(
             version = commit_receipts(place, layout, receipts, job=job)
         else:
             version = replace_by_receipts(before, receipts, job=job)
+    if marked:
+        # A job that is killed here finds them when it is run again.
+        version = mark_all(place, marked, job=job)
     return Report(
         store=place.uri,
         version=version,
@@ -148,6 +159,7 @@ def ingest(
             stored.num_bytes for receipt in receipts for shard in receipt.shards for stored in shard.fields.values()
         ),
         seconds=time.monotonic() - began,
+        startup_seconds=(staged.first_task or time.monotonic()) - began,
         skipped=tuple(skipped for result in results for skipped in result.skipped),
         partitions=len(partitions),
         partitions_done_before=staged.done_before,
@@ -186,6 +198,8 @@ class _StagedJob:
         #: Tasks that an earlier run has done.
         self.done_before = 0
         self._begun: object = None
+        #: When the first task began, by `time.monotonic`.
+        self.first_task: float | None = None
         #: Whether a version may have been made.
         self.commits = False
 
@@ -208,6 +222,13 @@ class _StagedJob:
                 self._remove_left(error)
         finally:
             self._end()
+
+    def ended(self, number: int, result: TaskResult) -> TaskResult:
+        """Note when a task that has ended just now began, and keep what it left out."""
+        # Not by its own clock, which may be another machine's.
+        began = time.monotonic() - result.seconds
+        self.first_task = began if self.first_task is None else min(began, self.first_task)
+        return self.keep(number, result)
 
     def keep(self, number: int, result: TaskResult) -> TaskResult:
         """Keep what a task left out for the quarantine; return its result, without the bytes where those are many."""
@@ -256,6 +277,7 @@ def _run(
     job: _StagedJob,
     workers: Workers,
     progress: Callable[[int, int], None] | None,
+    note: Callable[[str], None] | None,
 ) -> list[TaskResult]:
     """Run a task for each partition that has no receipt; return what all hand back, in the order of the partitions."""
     total = sum(partition.num_bytes for partition in partitions)
@@ -263,6 +285,8 @@ def _run(
     numbers = {key: number for number, key in enumerate(keys)}
     for key, result in () if job.ledger is None else job.ledger.find(keys):
         results[numbers[key]] = job.keep(numbers[key], result)
+    for number in gone_through_again(source, partitions, results):
+        del results[number]
     job.done_before = len(results)
     done = sum(partitions[number].num_bytes for number in results)
     open_ = [number for number in range(len(partitions)) if number not in results]
@@ -275,24 +299,36 @@ def _run(
 
     with connect(workers, threads=getattr(source, "threads", True)) as pool:
         flying: dict[Future[TaskResult], int] = {}
+        theirs = workers.client is not None or workers.scheduler is not None
+        if note is not None and theirs and pool.dashboard is not None:
+            note(f"Dask's dashboard is at {pool.dashboard}")
         if job.ledger is not None:
             job.ledger.open()
-        following = iter(open_)
+        blocks = block_tasks(pool, source, partitions, keys, open_, (job.place, layout, job.attempts, job.ledger))
+        following = iter(open_ if blocks is None else blocks.order)
         if progress is not None:
             progress(done, total)
         try:
             while len(results) < len(partitions):
                 job.claim.refresh()
                 for number in islice(following, max(0, pool.capacity() - len(flying))):
+                    if blocks is not None:
+                        flying[blocks.submit(number)] = number
+                        continue
                     task = (source, partitions[number], job.place, layout, job.attempts, job.ledger, keys[number])
                     flying[pool.submit(run_task, *task)] = number
-                for future in pool.wait(list(flying)):
+                ended = pool.wait(list(flying))
+                for future in ended:
                     number = flying[future]
-                    results[number] = job.keep(number, pool.result(future))
+                    results[number] = job.ended(number, pool.result(future))
                     del flying[future]
+                    if blocks is not None:
+                        blocks.done(number)
                     done += partitions[number].num_bytes
                     if progress is not None:
                         progress(done, total)
+                if progress is not None and not ended:
+                    progress(done, total)
         except BaseException:
             job.attempts.end()
             pool.let_end(list(flying))

@@ -22,6 +22,7 @@ class Report:
         bytes_in: Bytes of input read.
         bytes_out: Bytes of the shards' data on the disk.
         seconds: Wall-clock time of the job.
+        startup_seconds: How much of it passed before the first task ran; all of it where none did.
         skipped: What was left out, in the order of the source; of very much that was quarantined the bytes are in the
             file only.
         partitions: The parts that the job was cut into.
@@ -40,6 +41,7 @@ class Report:
     partitions: int
     partitions_done_before: int = 0
     quarantine: str | None = None
+    startup_seconds: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -57,6 +59,7 @@ class Report:
                 "bytes_in": self.bytes_in,
                 "bytes_out": self.bytes_out,
                 "seconds": round(self.seconds, 3),
+                "startup_seconds": round(self.startup_seconds, 3),
                 "rate": round(self.rate, 1),
                 "partitions": self.partitions,
                 "partitions_done_before": self.partitions_done_before,
@@ -70,8 +73,8 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"wrote {self.store} version {self.version}: {self.sequences:,} sequences, {self.timesteps:,} timesteps",
-            f"{readable_bytes(self.bytes_in)} in, {readable_bytes(self.bytes_out)} out, in {self.seconds:.1f} s: "
-            f"{readable_bytes(self.rate)}/s",
+            f"{readable_bytes(self.bytes_in)} in, {readable_bytes(self.bytes_out)} out, in {self.seconds:.1f} s, "
+            f"{self.startup_seconds:.1f} s of them to start: {readable_bytes(self.rate)}/s",
         ]
         if self.partitions_done_before:
             lines.append(f"{self.partitions_done_before:,} of {self.partitions:,} parts were done before")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from streamseq.etl.attempts import Attempts
 from streamseq.etl.ledger import Ledger
 from streamseq.etl.source import Partition, Skipped, Source, SourceError
@@ -35,6 +37,7 @@ def run_task(
         SourceError: What the source yields does not fit its fields, or an id comes back.
         JobEndedError: The job has ended meanwhile.
     """
+    began = time.monotonic()
     skipped: list[Skipped] = []
     with ShardWriter(place, layout) as writer:
         job.begin(writer.writer_id)
@@ -55,6 +58,7 @@ def run_task(
             receipt=writer.finish(),
             skipped=tuple(skipped),
             bytes_in=partition.num_bytes - sum(item.num_bytes for item in skipped),
+            seconds=time.monotonic() - began,
         )
     return result if ledger is None else ledger.put(key, result)
 

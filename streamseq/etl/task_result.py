@@ -16,8 +16,10 @@ class TaskResult:
         receipt: What it wrote.
         skipped: What it left out.
         bytes_in: The bytes of input that went in.
+        seconds: How long it took; 0.0 where an earlier run did it.
     """
 
     receipt: Receipt
     skipped: tuple[Skipped, ...]
     bytes_in: int
+    seconds: float = 0.0
