@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.boundaries import Boundaries
 from streamseq.core.errors import PlanError
+from streamseq.core.fields import Field
 from streamseq.core.scan import MissingTimeError, Scanned, Scanner, make_scanner
 from streamseq.core.selection import Selection
 from streamseq.core.splits import At, Domain, Stored, Where
@@ -62,7 +63,7 @@ def find_boundaries(
         ([0, 1], [2, 1], [True, False])
     """
     timeline = _Timeline(selection)
-    scanners = [(rule, _scanner(store, rule)) for rule in split.rules if isinstance(rule, Scanned)]
+    scanners = [(rule, _scanner(store.fields, rule)) for rule in split.rules if isinstance(rule, Scanned)]
     found = [_stored(store, timeline, rule) for rule in split.rules if isinstance(rule, Stored)]
     found += _scan(store, timeline, scanners, progress)
     for rule in split.rules:
@@ -71,6 +72,21 @@ def find_boundaries(
         elif isinstance(rule, Where):
             found.append(_all(_called(store, timeline, rule), rule.reset))
     return timeline.boundaries(found)
+
+
+def check_rules(fields: Mapping[str, Field], split: Domain) -> None:
+    """Check that rules go with fields, before anything is read.
+
+    Raises:
+        KeyError: There is no such field.
+        ValueError: A rule does not go with its field.
+    """
+    for rule in split.rules:
+        if isinstance(rule, Scanned):
+            _scanner(fields, rule)
+        elif isinstance(rule, Where):
+            for name in rule.fields or ():
+                _check_field(fields, name)
 
 
 def _all(places: Int64, reset: bool) -> Places:
@@ -145,13 +161,13 @@ class _Timeline:
         return Boundaries(sequence, counts[held], position, breaks)
 
 
-def _scanner(store: Store, rule: Scanned) -> Scanner:
-    return make_scanner(rule, store.fields[_check_field(store, rule.field)])
+def _scanner(fields: Mapping[str, Field], rule: Scanned) -> Scanner:
+    return make_scanner(rule, fields[_check_field(fields, rule.field)])
 
 
-def _check_field(store: Store, name: str) -> str:
-    if name not in store.fields:
-        raise KeyError(f"the store has fields {', '.join(store.fields)}, not {name!r}")
+def _check_field(fields: Mapping[str, Field], name: str) -> str:
+    if name not in fields:
+        raise KeyError(f"the store has fields {', '.join(fields)}, not {name!r}")
     return name
 
 
@@ -274,7 +290,7 @@ def _given(store: Store, timeline: _Timeline, rule: At) -> Int64:
 
 def _called(store: Store, timeline: _Timeline, rule: Where) -> Int64:
     """The timesteps of the timeline at which a function sees boundaries."""
-    names = [_check_field(store, name) for name in (store.fields if rule.fields is None else rule.fields)]
+    names = [_check_field(store.fields, name) for name in (store.fields if rule.fields is None else rule.fields)]
     found = [np.zeros(0, np.int64)]
     for place in np.flatnonzero(timeline.stop).tolist():
         index = timeline.index(place)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from streamseq.core.errors import CorruptionError, VersionConflictError
+from streamseq.core.fields import Field
 from streamseq.core.scan import Scanned
 from streamseq.core.selection import select_all
 from streamseq.core.splits import Domain, Rule, Where
 from streamseq.storage.attach import attach
 from streamseq.storage.boundaries import PREFIX, format_boundaries
 from streamseq.storage.disk_store import DiskStore
-from streamseq.storage.find_boundaries import find_boundaries
+from streamseq.storage.find_boundaries import check_rules, find_boundaries
 from streamseq.storage.place import Place, place_of
 from streamseq.storage.version import attachment_name
 
@@ -73,17 +74,24 @@ def mark(
     return mark_all(place_of(uri, storage_options), {name: boundaries}, job=job, progress=progress)
 
 
-def check_marks(boundaries: Mapping[str, Any]) -> dict[str, Domain]:
-    """Rules by name, as `mark_all` takes them, checked.
+def check_marks(boundaries: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Domain]:
+    """Rules by name, as `mark_all` takes them, before anything is read.
+
+    Args:
+        boundaries: By name, what `ss.splits.Domain` takes.
+        fields: Of the store that they are for.
 
     Raises:
-        TypeError, ValueError: A name is none, or a rule is.
+        KeyError, TypeError, ValueError: A name is none, a rule is none, or one does not go with the fields.
     """
-    for name in boundaries:
+    splits = {}
+    for name, given in boundaries.items():
         if not isinstance(name, str):
             raise TypeError(f"boundaries have a name, got {name!r}")
         attachment_name(PREFIX + name)
-    return {name: given if isinstance(given, Domain) else Domain(given) for name, given in boundaries.items()}
+        splits[name] = given if isinstance(given, Domain) else Domain(given)
+        check_rules(fields, splits[name])
+    return splits
 
 
 def mark_all(
@@ -101,8 +109,8 @@ def mark_all(
     Raises:
         See `mark`.
     """
-    splits = check_marks(boundaries)
     base = DiskStore(place)
+    splits = check_marks(boundaries, base.fields)
     content = {}
     for name, split in splits.items():
         rules = [_text(rule) for rule in split.rules]
