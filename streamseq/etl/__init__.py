@@ -1,11 +1,17 @@
 """ETL: sources of raw data, the Dask job that writes them into a store, and stores as Dask arrays."""
 
 from streamseq.etl import transforms
+from streamseq.etl.collections_array import ArrayCollection
+from streamseq.etl.collections_bag import BagCollection
+from streamseq.etl.collections_frame import FrameCollection
 from streamseq.etl.dask_array import to_dask
 from streamseq.etl.report import Report
 from streamseq.etl.source import Partition, Piece, Skipped, Source, SourceError, partition_bytes
 
 __all__ = [
+    "ArrayCollection",
+    "BagCollection",
+    "FrameCollection",
     "Partition",
     "Piece",
     "Report",
