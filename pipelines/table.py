@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,14 +13,14 @@ from streamseq.etl import Partition, Piece, Skipped, SourceError
 from streamseq.etl.command import ingest_command
 from streamseq.etl.source import ON_ERROR
 
-from . import table_arrow, table_csv
 from .files import InputFile, find_files
 from .table_columns import ALL, UNITS, Columns, check_columns, parse_field
 from .table_files import FORMATS, Block, FileProblem, Reading, TableFile, known_patterns, recognise, stem_of
-from .table_plan import NO_ROWS, plan
-from .table_read import read_content
-from .table_schema import Looked, check_columns_of, look, resolve
 
+if TYPE_CHECKING:
+    from .table_schema import Looked
+
+# pyarrow, and what needs it, is imported when a table is looked at: it takes longer than a command's help.
 _BLOCK_BYTES = 4 << 20
 ORDERS = ("increasing", "nondecreasing")
 MISSING = ("nan", "error")
@@ -204,6 +204,10 @@ class TableSource:
             FileNotFoundError: A path stands for no file.
             SourceError: Something is not as it has to be and is not to be skipped.
         """
+        from . import table_arrow, table_csv
+        from .table_plan import NO_ROWS, plan
+        from .table_schema import check_columns_of, look
+
         files, skipped = self._files()
         self._settled = reading = self._settle(files)
         step_bytes = sum(field.step_bytes for field in self.fields.values())
@@ -237,6 +241,8 @@ class TableSource:
 
     def read(self, partition: Partition) -> Iterator[Piece | Skipped]:
         """Yield the rows of a partition, sequence by sequence, in pieces of a few MiB."""
+        from .table_read import read_content
+
         return read_content(partition.content, self._on_error)
 
     def _files(self) -> tuple[list[TableFile], list[Skipped]]:
@@ -246,6 +252,8 @@ class TableSource:
 
     def _settle(self, files: Sequence[TableFile]) -> Reading:
         """Look at the first file, and at the first one of text, that can be read."""
+        from .table_schema import look, resolve
+
         first: Looked | None = None
         empty: Looked | None = None
         problem = "there are none"

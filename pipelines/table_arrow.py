@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from streamseq.etl import Skipped
 
-from .table_columns import cell
+from .table_cells import cell
 from .table_files import Block, Rows, TableFile, no_rows, one_line, opened
 
 _BATCH_BYTES = 8 << 20

@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from streamseq.etl import Skipped, SourceError
 
 from .file_bytes import FileError, check_unchanged, open_file
 from .files import InputFile
 from .table_columns import Columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMATS = ("csv", "tsv", "parquet", "arrow")
 _SUFFIXES = {
@@ -203,6 +204,8 @@ def opened(file: InputFile) -> Iterator[Any]:
     Raises:
         FileProblem: It cannot be read, or has changed; whatever pyarrow says inside of the block, too.
     """
+    import pyarrow as pa  # here, for it takes longer than a command's help
+
     try:
         check_unchanged(file)
         with (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from streamseq.etl import Skipped
 
 from .table_arrow import read_arrow
-from .table_columns import kind_of, shown, to_times
+from .table_cells import kind_of, shown, to_times
 from .table_csv import read_csv
 from .table_files import Block, FileProblem, Reading, Rows
 

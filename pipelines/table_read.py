@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streamseq.etl import Piece, Skipped, SourceError
 
-from .table_columns import Converted, shown, to_numbers
+from .table_cells import Converted, shown, to_numbers
 from .table_files import FileProblem, Rows
 from .table_index import Keys, keys_of, left_out, read_block, strays
 from .table_plan import NO_ROWS, TableContent, broken

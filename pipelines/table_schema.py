@@ -11,7 +11,8 @@ import pyarrow as pa
 from streamseq.etl import SourceError
 
 from .table_arrow import schema_of
-from .table_columns import ALL, kind_of
+from .table_cells import kind_of
+from .table_columns import ALL
 from .table_csv import MISSING, sample, with_header
 from .table_files import FileProblem, Reading, TableFile
 

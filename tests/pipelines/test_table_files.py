@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from streamseq_pipelines.table import Columns, TableSource, command
-from streamseq_pipelines.table_columns import to_numbers
+from streamseq_pipelines.table_cells import to_numbers
 
 import streamseq as ss
 from streamseq.etl import Skipped, SourceError
