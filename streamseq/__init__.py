@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamseq.storage.adopted_parquet import adopt_parquet
     from streamseq.storage.adopted_zarr import adopt_zarr
     from streamseq.storage.compact import compact
+    from streamseq.storage.describe import describe, statistics
     from streamseq.storage.history import log
     from streamseq.storage.leftovers import clean
     from streamseq.storage.mark import mark
@@ -59,6 +60,7 @@ _LAZY = {
     "clean": "streamseq.storage.leftovers",
     "compact": "streamseq.storage.compact",
     "create": "streamseq.storage.store",
+    "describe": "streamseq.storage.describe",
     "from_arrays": "streamseq.storage.memory",
     "info": "streamseq.storage.summary",
     "ingest": "streamseq.etl.job",
@@ -67,6 +69,7 @@ _LAZY = {
     "open": "streamseq.storage.store",
     "predict": "streamseq.training.predict",
     "repair": "streamseq.storage.repair",
+    "statistics": "streamseq.storage.describe",
 }
 
 __all__ = [
@@ -94,6 +97,7 @@ __all__ = [
     "clean",
     "compact",
     "create",
+    "describe",
     "from_arrays",
     "info",
     "ingest",
@@ -103,6 +107,7 @@ __all__ = [
     "predict",
     "repair",
     "splits",
+    "statistics",
     "truncation",
 ]
 

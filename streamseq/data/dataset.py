@@ -15,7 +15,7 @@ from streamseq.core.boundaries import Boundaries
 from streamseq.core.errors import PlanError, ResumeError
 from streamseq.core.layout import Occupancy
 from streamseq.core.plan import Plan, lanes_of_rank
-from streamseq.core.selection import Selection, select_all, select_spans
+from streamseq.core.selection import Selection
 from streamseq.core.settings import PlanSettings
 from streamseq.core.shuffle import RUN
 from streamseq.core.sizes import parse_bytes
@@ -27,6 +27,7 @@ from streamseq.data.cursor import Cursor
 from streamseq.data.limits import Limits, Needs, limits_within, usual_limits
 from streamseq.data.requests import Emitted, View
 from streamseq.data.window import Window
+from streamseq.storage.chosen import choose
 from streamseq.storage.find_boundaries import find_boundaries
 from streamseq.storage.interface import Store
 
@@ -130,7 +131,7 @@ class StreamDataset(IterableDataset[Window]):
         self._view = View(emitted=emitted, lane_start=lane_start, lane_stop=lane_stop, batch_first=bool(batch_first))
         # Chosen anew from each version: what can be gone through but once is kept as a list.
         self._sequences = sequences if sequences is None or hasattr(sequences, "to_pylist") else _listed(sequences)
-        self._selection = _selection(store, self._sequences)
+        self._selection = choose(store, self._sequences)
         self._boundaries = _boundaries(store, self._settings.split, self._selection)
         self._memory = None if memory is None else parse_bytes(memory)
         self._cursor = Cursor()
@@ -409,7 +410,7 @@ class StreamDataset(IterableDataset[Window]):
 
     def _move_to(self, store: Store) -> None:
         """Plan the epoch over another version of the store."""
-        selection = _selection(store, self._sequences)
+        selection = choose(store, self._sequences)
         boundaries = _boundaries(store, self._settings.split, selection)
         self.store, self._selection, self._boundaries = store, selection, boundaries
         self._settings = replace(self._settings, run=_run(store, self._view.emitted), switches=())
@@ -511,23 +512,3 @@ def _boundaries(store: Store, split: Split, selection: Selection) -> Boundaries 
 
 def _listed(sequences: Iterable[Any]) -> Iterable[Any]:
     return sequences if isinstance(sequences, str) else list(sequences)
-
-
-def _selection(store: Store, sequences: Iterable[Any] | None) -> Selection:
-    if sequences is None:
-        return select_all(store.lengths)
-    if isinstance(sequences, str):
-        raise TypeError(f"sequences is a list of ids or spans, got the string {sequences!r}: pass [{sequences!r}]")
-    chosen = sequences.to_pylist() if hasattr(sequences, "to_pylist") else list(sequences)
-    names, spans = [], []
-    for each in chosen:
-        if isinstance(each, tuple | list):
-            if len(each) != 3:
-                raise ValueError(f"a span is (id, start, stop), got {each!r}")
-            name, start, stop = each
-        else:
-            name, start, stop = each, 0, None
-        names.append(name)
-        spans.append((start, stop))
-    indices = store.indices(names).tolist()
-    return select_spans(store.lengths, [(index, *span) for index, span in zip(indices, spans, strict=True)])

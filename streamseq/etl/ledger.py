@@ -20,6 +20,7 @@ from streamseq.core.errors import StoreError
 from streamseq.etl.source import Skipped
 from streamseq.etl.task_result import TaskResult
 from streamseq.storage.checksum import crc32c, to_hex
+from streamseq.storage.kept_statistics import parse_statistics
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.place import Place
 from streamseq.storage.shard_writer import Receipt
@@ -114,6 +115,7 @@ def _content(result: TaskResult) -> bytes:
         "ids": receipt.ids,
         "attrs": receipt.attrs,
         "pieces": receipt.pieces.tolist(),
+        "statistics": None if receipt.statistics is None else receipt.statistics.decode(),
         "bytes_in": result.bytes_in,
         "skipped": [
             {
@@ -155,6 +157,7 @@ def _parse(content: bytes, layout: ShardLayout) -> TaskResult:
             ids=tuple(document["ids"]),
             attrs=tuple(document["attrs"]),
             pieces=np.array(document["pieces"], np.int64).reshape(-1, 3),
+            statistics=_statistics(document["statistics"], layout),
         )
         skipped = tuple(
             Skipped(**{**item, "content": None if item["content"] is None else base64.b64decode(item["content"])})
@@ -163,3 +166,11 @@ def _parse(content: bytes, layout: ShardLayout) -> TaskResult:
         return TaskResult(receipt=receipt, skipped=skipped, bytes_in=int(document["bytes_in"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"it is no receipt: {error}") from None
+
+
+def _statistics(text: str | None, layout: ShardLayout) -> bytes | None:
+    if text is None:
+        return None
+    content = text.encode()
+    parse_statistics(content, layout.fields)
+    return content

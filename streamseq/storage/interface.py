@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import Field
+from streamseq.storage.channel_statistics import Statistics
+from streamseq.storage.kept_statistics import NAME, read_statistics
 from streamseq.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -325,6 +328,35 @@ class Store(ABC):
             CorruptionError: It is not what was written.
         """
         return None
+
+    @cached_property
+    def statistics(self) -> Mapping[str, Statistics] | None:
+        """What is known of the values of each field, where it is kept with this version; else None.
+
+        It is gathered while a store is written. Of any other store `ss.statistics` computes it, and `ss.describe` keeps
+        it. Fields with more than 16,384 numbers a timestep have none.
+
+        Raises:
+            CorruptionError: It is not what was written.
+
+        Example:
+            >>> import tempfile, numpy as np, streamseq as ss
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with ss.create(folder + "/plants.zarr", {"x": ss.Field("float32", (2,))}) as writer:
+            ...         writer.write("plant-3", x=np.float32([[1, 5], [3, 9]]))
+            ...     x = ss.open(folder + "/plants.zarr").statistics["x"]
+            >>> x.mean, x.std
+            (array([2., 7.]), array([1., 2.]))
+        """
+        content = self.attachment(NAME)
+        if content is None:
+            return None
+        try:
+            return read_statistics(content, self.fields, self.num_timesteps)
+        except ValueError as error:
+            raise CorruptionError(
+                f"the statistics of {self.uri} version {self.version} cannot be read: {error}: ss.describe makes others"
+            ) from None
 
     @property
     def attachment_names(self) -> list[str]:

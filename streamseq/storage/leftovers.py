@@ -33,7 +33,7 @@ _RESUMABLE = "predict"
 _JOBS = "staging/jobs"
 _STAGED = re.compile(r"(probe-)?[0-9a-f]{16}|job-[0-9a-f]{16}(-stopped)?")
 _SHARD = re.compile(r"([0-9a-f]{16})-[0-9]{6,12}")
-_TABLE = re.compile(r"([0-9a-f]{16})\.[a-z]+\.arrow")
+_TABLE = re.compile(r"([0-9a-f]{16})\.([a-z]+\.arrow|attachment-[0-9]+)")
 _SHOWN = 10
 
 Kind = Literal["staging", "shard", "table"]

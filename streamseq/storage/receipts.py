@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from streamseq.core.errors import StoreError, VersionConflictError
+from streamseq.core.errors import CorruptionError, StoreError, VersionConflictError
 from streamseq.storage.boundaries import PREFIX
 from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.kept_statistics import NAME, merge_statistics
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.new_version import Added, commit_version, fingerprint_of
 from streamseq.storage.place import Place, place_of
@@ -75,7 +76,10 @@ def commit_receipts(
             fingerprint=fingerprint_of("" if newest is None else newest.fingerprint, layout, shards, added),
             operation="write",
             job=job,
-            attachments={} if newest is None else _boundaries_of(newest),
+            attachments={
+                **({} if newest is None else _boundaries_of(newest)),
+                **_statistics_of(receipts, newest, layout),
+            },
         ):
             return number
         if base is None:
@@ -111,7 +115,16 @@ def replace_by_receipts(before: DiskStore, receipts: Sequence[Receipt], job: str
     _check_shards(place, shards)
     number = before.version + 1
     if not commit_version(
-        place, number, layout, shards, (), added, fingerprint=fingerprint, operation="replace", job=job
+        place,
+        number,
+        layout,
+        shards,
+        (),
+        added,
+        fingerprint=fingerprint,
+        operation="replace",
+        job=job,
+        attachments=_statistics_of(receipts, None, layout),
     ):
         raise VersionConflictError(
             f"version {number} of {place.uri} was committed by another writer meanwhile, nothing of this job is "
@@ -123,6 +136,19 @@ def replace_by_receipts(before: DiskStore, receipts: Sequence[Receipt], job: str
 def _boundaries_of(base: DiskStore) -> dict[str, AttachmentFile]:
     """What a version says of boundaries: where they were found they stay, whatever is added."""
     return {name: file for name, file in base.snapshot.attachments.items() if name.startswith(PREFIX)}
+
+
+def _statistics_of(receipts: Sequence[Receipt], before: DiskStore | None, layout: ShardLayout) -> dict[str, bytes]:
+    """Statistics of a version that adds receipts, in their order, to another one, where all of them have some."""
+    contents = [receipt.statistics for receipt in receipts]
+    if before is not None:
+        contents.insert(0, before.attachment(NAME))
+    try:
+        merged = merge_statistics(contents, layout.fields)
+    except ValueError as error:
+        whose = "receipts" if before is None else f"{before.uri} version {before.version} or of receipts"
+        raise CorruptionError(f"statistics of {whose} cannot be read: {error}") from None
+    return {} if merged is None else {NAME: merged}
 
 
 def _check_shards(place: Place, shards: Sequence[Shard]) -> None:

@@ -165,7 +165,7 @@ def carry_out(
             if isinstance(step, Whole):
                 shards.append(store.snapshot.shards[step.number])
                 continue
-            with ShardWriter(store.place, store.layout) as writer:
+            with ShardWriter(store.place, store.layout, statistics=False) as writer:
                 claim.note(writer.writer_id)
                 for arrays in _batches(store, step, salvage):
                     # Rows have no sequences: which ones they are of is in the tables.

@@ -24,9 +24,11 @@ from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field, check_step_array
 from streamseq.storage.arrow_shard import ArrowFieldFile, write_arrow_manifest
 from streamseq.storage.checksum import as_bytes, crc32c
+from streamseq.storage.kept_statistics import format_statistics, gatherers
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.manifest import FieldManifest
 from streamseq.storage.place import Place, place_of
+from streamseq.storage.statistics import FieldStatistics
 from streamseq.storage.version import Shard, StoredField
 from streamseq.storage.zarr_shard import ZarrFieldFile, write_zarr_manifest
 
@@ -43,6 +45,7 @@ class Receipt:
         ids: The ids of the sequences, in the order of their first piece.
         attrs: Their attributes as JSON text, None where none were given.
         pieces: int64 `[P, 3]`: sequence (an index into `ids`), first row, length; in the order written.
+        statistics: The document of statistics of the values; None where none were gathered.
     """
 
     writer: str
@@ -50,6 +53,7 @@ class Receipt:
     ids: tuple[str, ...]
     attrs: tuple[str | None, ...]
     pieces: NDArray[np.int64]
+    statistics: bytes | None = None
 
     @property
     def num_timesteps(self) -> int:
@@ -63,6 +67,7 @@ class ShardWriter:
     Args:
         root: Where the store lies: an address, or the place itself. Its folder is made where it is missing.
         layout: How shards are cut and encoded.
+        statistics: Whether statistics of the values are gathered on the way.
 
     Example:
         >>> import tempfile
@@ -76,7 +81,7 @@ class ShardWriter:
         (('plant-3',), 5)
     """
 
-    def __init__(self, root: str | os.PathLike[str] | Place, layout: ShardLayout) -> None:
+    def __init__(self, root: str | os.PathLike[str] | Place, layout: ShardLayout, statistics: bool = True) -> None:
         self.writer_id = uuid.uuid4().hex[:16]
         self._place = place_of(root)
         self._layout = layout
@@ -86,6 +91,7 @@ class ShardWriter:
         self._rows = 0
         self._open: _OpenShard | None = None
         self._shards: list[Shard] = []
+        self._gathered = gatherers(layout.fields) if statistics else None
         self._state = "open"
 
     def append(self, id: str, arrays: Mapping[str, object], attrs: Mapping[str, Any] | None = None) -> None:
@@ -143,6 +149,7 @@ class ShardWriter:
             ids=tuple(self._index),
             attrs=tuple(self._attrs),
             pieces=np.array(self._pieces, np.int64).reshape(-1, 3),
+            statistics=None if self._gathered is None else format_statistics(self._gathered),
         )
 
     def abandon(self) -> None:
@@ -197,7 +204,8 @@ class ShardWriter:
 
     def _new_shard(self) -> _OpenShard:
         staging = self._place.staging(self.writer_id)
-        return _OpenShard(staging, f"{self.writer_id}-{len(self._shards):06d}", self._layout)
+        shard_id = f"{self.writer_id}-{len(self._shards):06d}"
+        return _OpenShard(staging, shard_id, self._layout, self._gathered or {})
 
     def _close_shard(self) -> None:
         assert self._open is not None
@@ -212,7 +220,9 @@ class ShardWriter:
 class _OpenShard:
     """The shard that is being written, in the staging folder of its writer."""
 
-    def __init__(self, staging: Path, shard_id: str, layout: ShardLayout) -> None:
+    def __init__(
+        self, staging: Path, shard_id: str, layout: ShardLayout, gathered: Mapping[str, FieldStatistics]
+    ) -> None:
         self._folder = staging / shard_id
         self._id = shard_id
         self._layout = layout
@@ -221,7 +231,7 @@ class _OpenShard:
         self._columns: dict[str, _Column] = {}
         try:
             for name in layout.fields:
-                self._columns[name] = _Column(self._folder, name, layout)
+                self._columns[name] = _Column(self._folder, name, layout, gathered.get(name))
         except BaseException:
             self.close()
             raise
@@ -249,7 +259,7 @@ class _OpenShard:
 class _Column:
     """One field of the open shard: cuts timesteps into chunks."""
 
-    def __init__(self, shard: Path, name: str, layout: ShardLayout) -> None:
+    def __init__(self, shard: Path, name: str, layout: ShardLayout, gathered: FieldStatistics | None) -> None:
         field, codec = layout.fields[name], layout.codecs[name]
         self._chunk_timesteps = layout.chunk_timesteps[name]
         self._field = field
@@ -259,6 +269,7 @@ class _Column:
         else:
             self.file = ArrowFieldFile(shard, name, field, codec)
         self._crc = 0
+        self._gathered = gathered
         self._waiting: NDArray[Any] | None = None
         self._num_waiting = 0
 
@@ -291,6 +302,9 @@ class _Column:
 
     def _write_chunk(self, chunk: NDArray[Any]) -> None:
         self._crc = crc32c(as_bytes(chunk), self._crc)
+        # Whole chunks, so that what is gathered does not depend on how the writing was cut into calls.
+        if self._gathered is not None:
+            self._gathered.add(chunk)
         self.file.write_chunk(chunk)
 
 

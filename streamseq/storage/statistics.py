@@ -1,4 +1,4 @@
-"""Statistics of the values of a field, channel by channel: gathered piece by piece, merged, kept with a version.
+"""Gathering statistics of the values of a field, channel by channel: piece by piece, merged, packed into a document.
 
 A channel is one place in a timestep: a field with step shape D has the channels of D, flattened in C order.
 
@@ -10,9 +10,11 @@ found without a logarithm.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.fields import Field
+from streamseq.storage.channel_statistics import Cells, Statistics
 
 try:
     _count: Any = import_module("streamseq.storage._count")
@@ -38,43 +41,8 @@ _MOST_CELLS = 1 << 22
 _BLOCK_VALUES = 1 << 16
 # What is kept of a channel, as the compiled code has it.
 _COUNT, _MISSING, _INFINITE, _MEAN, _SQUARES, _LOW, _HIGH = range(7)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Histogram:
-    """How many values of one channel lie where: only cells that have any, ascending.
-
-    Args:
-        low: float64 [C], the least value of each cell.
-        high: float64 [C], the largest.
-        count: int64 [C].
-    """
-
-    low: Float64
-    high: Float64
-    count: Int64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Summary:
-    """What is known of each channel of a field: arrays [*D].
-
-    Args:
-        count: int64, finite values.
-        missing: int64, values that are NaN.
-        infinite: int64.
-        minimum, maximum: Of the finite values, of the field's dtype (of bool: uint8); 0 where there are none.
-        mean: float64, of the finite values; 0 where there are none.
-        std: float64, their standard deviation, which divides by their number.
-    """
-
-    count: Int64
-    missing: Int64
-    infinite: Int64
-    minimum: NDArray[Any]
-    maximum: NDArray[Any]
-    mean: Float64
-    std: Float64
+# Values of a channel that a document may count: a float64 has every number up to it.
+_MOST = 1 << 53
 
 
 class FieldStatistics:
@@ -89,7 +57,7 @@ class FieldStatistics:
         >>> summary = statistics.summary()
         >>> summary.count.tolist(), summary.mean.tolist(), summary.missing.tolist()
         ([3, 2], [3.0, 6.0], [0, 1])
-        >>> statistics.quantile(1).tolist()
+        >>> summary.quantile(1).tolist()
         [6.0, 7.0]
     """
 
@@ -100,19 +68,21 @@ class FieldStatistics:
         self._channels = channels = math.prod(field.shape)
         self._bits = 8 * self._kind.itemsize
         #: Whether every value is a cell of its own.
-        self._exact = self._kind.kind in "iu" and self._bits <= 16
+        self._exact = self._kind.kind in "iu" and self._bits <= 16 and channels << self._bits <= _MOST_CELLS
         if not self._exact:
             self._bits = _MOST_BITS
             while self._bits > _FEWEST_BITS and channels << self._bits > _MOST_CELLS:
                 self._bits -= 1
         #: Whether values are counted in cells.
         self.counted = channels << self._bits <= _MOST_CELLS
-        self._exact = self._exact and self.counted
         self._cells: Int64 = np.zeros((channels, 1 << self._bits if self.counted else 0), np.int64)
         self._kept = np.zeros((channels, 7))
         # Of wide integers, for which a float64 is not enough.
-        self._low = np.full(channels, np.iinfo(self._kind).max if self._kind.kind in "iu" else 0, self._kind)
-        self._high = np.full(channels, np.iinfo(self._kind).min if self._kind.kind in "iu" else 0, self._kind)
+        limits = np.iinfo(self._kind) if self._kind.kind in "iu" else None
+        self._bounds = (
+            np.full(channels, 0 if limits is None else limits.max, self._kind),
+            np.full(channels, 0 if limits is None else limits.min, self._kind),
+        )
 
     def add(self, values: NDArray[Any]) -> None:
         """Add timesteps `[n, *D]` of the field's dtype."""
@@ -123,8 +93,8 @@ class FieldStatistics:
             self._count_exactly(flat)
             return
         if self._kind.kind in "iu":
-            np.minimum(self._low, flat.min(0), out=self._low)
-            np.maximum(self._high, flat.max(0), out=self._high)
+            low, high = self._bounds
+            self._bounds = (np.minimum(low, flat.min(0)), np.maximum(high, flat.max(0)))
         step = max(1, _BLOCK_VALUES // self._channels)
         for start in range(0, len(flat), step):
             self._add_block(flat[start : start + step])
@@ -145,6 +115,11 @@ class FieldStatistics:
         if _count is not None:
             _count.moments(values, wide is np.float64, self._kept, self._cells, self._channels, self._bits)
             return
+        # Sums may exceed what a float64 holds.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add_slowly(values)
+
+    def _add_slowly(self, values: NDArray[Any]) -> None:
         finite = np.isfinite(values)
         found = np.zeros((self._channels, 7))
         found[:, _COUNT] = finite.sum(0)
@@ -159,8 +134,7 @@ class FieldStatistics:
         found[:, _HIGH] = np.where(finite, values, -np.inf).max(0)
         self._merge_kept(found)
         if self.counted:
-            with np.errstate(over="ignore"):
-                raw = np.ascontiguousarray(values.astype(np.float32)).view(np.uint32) >> np.uint32(32 - self._bits)
+            raw = np.ascontiguousarray(values.astype(np.float32)).view(np.uint32) >> np.uint32(32 - self._bits)
             for channel in range(self._channels):
                 held = raw[finite[:, channel], channel]
                 self._cells[channel] += np.bincount(held, minlength=1 << self._bits)
@@ -189,118 +163,74 @@ class FieldStatistics:
         if (other.field.dtype, other.field.shape) != (self.field.dtype, self.field.shape):
             raise ValueError(f"statistics of one field are merged, got those of {other.field} for {self.field}")
         self._cells += other._cells
-        self._merge_kept(other._kept)
-        self._low = np.minimum(self._low, other._low)
-        self._high = np.maximum(self._high, other._high)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._merge_kept(other._kept)
+        (low, high), (its_low, its_high) = self._bounds, other._bounds
+        self._bounds = (np.minimum(low, its_low), np.maximum(high, its_high))
 
-    def summary(self) -> Summary:
-        """What is known of each channel."""
+    def summary(self) -> Statistics:
+        """What is known of each channel, now."""
         kept, shape = self._kept, self.field.shape
         count = self._cells.sum(1) if self._exact else kept[:, _COUNT].astype(np.int64)
         low, high, mean, std = self._exact_moments() if self._exact else self._moments()
-        return Summary(
+        held = [np.flatnonzero(cells) for cells in self._cells] if self.counted else []
+        return Statistics(
+            field=self.field,
             count=count.reshape(shape),
             missing=kept[:, _MISSING].astype(np.int64).reshape(shape),
             infinite=kept[:, _INFINITE].astype(np.int64).reshape(shape),
-            minimum=low.reshape(shape),
-            maximum=high.reshape(shape),
+            min=low.reshape(shape),
+            max=high.reshape(shape),
             mean=mean.reshape(shape),
             std=std.reshape(shape),
+            _cells=self._as_cells() if self.counted else None,
+            _held=tuple((numbers, self._cells[channel][numbers]) for channel, numbers in enumerate(held)),
         )
 
     def _moments(self) -> tuple[NDArray[Any], NDArray[Any], Float64, Float64]:
         kept = self._kept
         there = kept[:, _COUNT] > 0
-        low, high = (self._low, self._high) if self._kind.kind in "iu" else (kept[:, _LOW], kept[:, _HIGH])
+        low, high = self._bounds if self._kind.kind in "iu" else (kept[:, _LOW], kept[:, _HIGH])
         std = np.sqrt(kept[:, _SQUARES] / np.maximum(kept[:, _COUNT], 1))
-        low, high = (np.where(there, bound, 0).astype(self._kind) for bound in (low, high))
+        with np.errstate(over="ignore"):
+            low, high = (np.where(there, bound, 0).astype(self._kind) for bound in (low, high))
         return low, high, kept[:, _MEAN].copy(), std
 
     def _exact_moments(self) -> tuple[NDArray[Any], NDArray[Any], Float64, Float64]:
-        values = self._cell_values()
+        cells = self._as_cells()
         low, high = np.zeros(self._channels, self._kind), np.zeros(self._channels, self._kind)
         mean, std = np.zeros(self._channels), np.zeros(self._channels)
         for channel in range(self._channels):
             held = np.flatnonzero(self._cells[channel])
             if not len(held):
                 continue
-            # Python's integers, which have no end.
-            these, counts = values[held].tolist(), self._cells[channel][held].tolist()
-            number = sum(counts)
-            total = sum(value * count for value, count in zip(these, counts, strict=True))
-            squares = sum(value * value * count for value, count in zip(these, counts, strict=True))
-            low[channel], high[channel] = min(these), max(these)
+            these, counts = cells.values(held).astype(np.int64), self._cells[channel][held]
+            number = int(counts.sum())
+            if number >= 1 << 31:  # Python's integers have no end
+                these, counts = these.astype(object), counts.astype(object)
+            total, squares = int((these * counts).sum()), int((these * these * counts).sum())
+            low[channel], high[channel] = these.min(), these.max()
             mean[channel] = float(Fraction(total, number))
             std[channel] = math.sqrt(Fraction(number * squares - total * total, number * number))
         return low, high, mean, std
 
-    def _cell_values(self) -> NDArray[Any]:
-        """The value of each cell, where each has one."""
-        return np.arange(1 << self._bits, dtype=f"u{self._kind.itemsize}").view(self._kind)
-
-    def histogram(self, channel: int = 0) -> Histogram:
-        """How the values of one channel, a number from 0, are spread.
-
-        Raises:
-            ValueError: There is no such channel, or the field has too many channels to count cells.
-        """
-        if not self.counted:
-            most = _MOST_CELLS >> _FEWEST_BITS
-            raise ValueError(f"values are counted of fields with up to {most} channels, this one has {self._channels}")
-        if not 0 <= channel < self._channels:
-            raise ValueError(f"channels are numbered from 0 to {self._channels - 1}, got {channel}")
-        held = np.flatnonzero(self._cells[channel])
-        if self._exact:
-            low = high = self._cell_values()[held].astype(np.float64)
-        else:
-            shift = 32 - self._bits
-            first = held.astype(np.uint32) << np.uint32(shift)
-            one, other = (each.view(np.float32) for each in (first, first | np.uint32((1 << shift) - 1)))
-            # What is larger than any float32 is in the cell of infinity, whose other end is no number.
-            other = np.where(np.isnan(other), one, other)
-            largest = float(np.finfo(np.float32).max)
-            low, high = (
-                np.clip(pick(one, other), -largest, largest).astype(np.float64) for pick in (np.minimum, np.maximum)
-            )
-        order = np.argsort(low, kind="stable")
-        return Histogram(low=low[order], high=high[order], count=self._cells[channel][held][order])
-
-    def quantile(self, q: float) -> Float64:
-        """The least value that a share q of the finite values do not exceed, float64 [*D]; NaN where there are none.
-
-        Exact for integers of at most 16 bits; of other values within 2^-8 of it, relatively, with up to 64 channels,
-        and within 2^-4 with up to 1,024.
-
-        Raises:
-            ValueError: q is not within 0 and 1, or the field has too many channels to count cells.
-        """
-        if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is of a share from 0 to 1, got {q}")
-        summary = self.summary()
-        low, high = (bound.reshape(-1).astype(np.float64) for bound in (summary.minimum, summary.maximum))
-        found = np.full(self._channels, math.nan)
-        for channel in range(self._channels):
-            histogram = self.histogram(channel)
-            if len(histogram.count):
-                ends = np.cumsum(histogram.count)
-                at = int(np.searchsorted(ends, max(1, math.ceil(q * int(ends[-1])))))
-                middle = histogram.low[at] + (histogram.high[at] - histogram.low[at]) / 2
-                found[channel] = min(max(middle, low[channel]), high[channel])
-        return found.reshape(self.field.shape)
+    def _as_cells(self) -> Cells:
+        return Cells(dtype=self._kind, bits=self._bits, exact=self._exact)
 
     def document(self) -> dict[str, Any]:
-        """What was gathered, as JSON holds it."""
-        document: dict[str, Any] = {"cells": None, "moments": None, "bounds": None}
-        if self.counted:
-            held = [np.flatnonzero(cells) for cells in self._cells]
-            document["cells"] = [
-                [numbers.tolist(), cells[numbers].tolist()] for numbers, cells in zip(held, self._cells, strict=True)
-            ]
-        if not self._exact:
-            document["moments"] = self._kept.tolist()
-            if self._kind.kind in "iu":
-                document["bounds"] = [self._low.tolist(), self._high.tolist()]
-        return document
+        """What was gathered, as JSON holds it: see docs/format.md."""
+        held = np.flatnonzero(self._cells)
+        gaps = np.diff(held, prepend=-1).astype("<u4")
+        bounds = self._kind.kind in "iu" and not self._exact
+        return {
+            "dtype": self.field.dtype.name,
+            "shape": list(self.field.shape),
+            "cells": _packed(gaps, self._cells.reshape(-1)[held].astype("<i8")) if self.counted else None,
+            "moments": None if self._exact else _packed(self._kept.astype("<f8")),
+            "bounds": _packed(*(bound.astype(self._kind.newbyteorder("<")) for bound in self._bounds))
+            if bounds
+            else None,
+        }
 
     @classmethod
     def from_document(cls, field: Field, document: Mapping[str, Any]) -> FieldStatistics:
@@ -311,22 +241,42 @@ class FieldStatistics:
         """
         found = cls(field)
         try:
+            if [document["dtype"], document["shape"]] != [field.dtype.name, list(field.shape)]:
+                raise ValueError(f"they are of {document['dtype']} {document['shape']}, and the field is {field}")
             if found.counted:
-                for cells, (numbers, counts) in zip(found._cells, document["cells"], strict=True):
-                    each = np.array([numbers, counts], np.int64)
-                    if np.any(each < 0) or np.any(each[0] >= len(cells)):
-                        raise ValueError("it counts cells that there are not")
-                    cells[each[0]] = each[1]
+                found._set_cells(document["cells"])
             if not found._exact:
-                kept = np.array(document["moments"], np.float64)
-                if kept.shape != found._kept.shape:
-                    raise ValueError(f"it has moments {list(kept.shape)}, not {list(found._kept.shape)}")
-                found._kept = kept
+                found._set_moments(document["moments"])
                 if found._kind.kind in "iu":
-                    found._low[:], found._high[:] = (np.array(bound, found._kind) for bound in document["bounds"])
-        except (KeyError, TypeError, IndexError, OverflowError) as error:
-            raise ValueError(f"it is no statistics of {field}: {error}") from None
+                    raw = _unpacked(document["bounds"], 2 * found._bounds[0].nbytes, exactly=True)
+                    low, high = np.frombuffer(raw, found._kind.newbyteorder("<")).reshape(2, -1)
+                    found._bounds = (low.astype(found._kind), high.astype(found._kind))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"they are no statistics of {field}: {error!r}") from None
         return found
+
+    def _set_cells(self, packed: object) -> None:
+        raw = _unpacked(packed, 12 * self._cells.size)
+        number, left = divmod(len(raw), 12)
+        if left:
+            raise ValueError(f"a cell has 12 bytes, and {left} are left over")
+        gaps, counts = np.frombuffer(raw, "<u4", number), np.frombuffer(raw, "<i8", offset=4 * number)
+        held = np.cumsum(gaps, dtype=np.int64) - 1
+        if number and (not gaps.all() or held[-1] >= self._cells.size or not np.all((counts > 0) & (counts <= _MOST))):
+            raise ValueError("they count what there is not")
+        self._cells.reshape(-1)[held] = counts
+
+    def _set_moments(self, packed: object) -> None:
+        raw = _unpacked(packed, self._kept.nbytes, exactly=True)
+        kept = np.frombuffer(raw, "<f8").astype(np.float64).reshape(self._kept.shape)
+        numbers = kept[:, [_COUNT, _MISSING, _INFINITE]]
+        if not np.all((numbers >= 0) & (numbers <= _MOST) & (numbers == np.floor(numbers))):
+            raise ValueError("they count no whole number of values")
+        if self.counted and not np.array_equal(kept[:, _COUNT], self._cells.sum(1)):
+            raise ValueError("they count values twice, and not the same")
+        if np.any(kept[:, _SQUARES] < 0) or not np.isfinite(kept[:, [_LOW, _HIGH]]).all():
+            raise ValueError("they have moments that no values have")
+        self._kept = kept
 
     def __getstate__(self) -> tuple[Field, dict[str, Any]]:
         # Few of the cells hold anything.
@@ -334,3 +284,31 @@ class FieldStatistics:
 
     def __setstate__(self, state: tuple[Field, dict[str, Any]]) -> None:
         self.__dict__.update(FieldStatistics.from_document(*state).__dict__)
+
+
+def _packed(*arrays: NDArray[Any]) -> str:
+    """The bytes of arrays, compressed, as text."""
+    return base64.b64encode(zlib.compress(b"".join(array.tobytes() for array in arrays))).decode()
+
+
+def _unpacked(packed: object, num_bytes: int, exactly: bool = False) -> bytes:
+    """What was packed.
+
+    Args:
+        packed: What `_packed` returned, or something else.
+        num_bytes: How many bytes there are at most.
+        exactly: Whether there must be so many.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(packed, str):
+        raise ValueError(f"values are packed as text, got {type(packed).__name__}")
+    try:
+        reader = zlib.decompressobj()
+        raw = reader.decompress(base64.b64decode(packed.encode("ascii"), validate=True), num_bytes + 1)
+    except (binascii.Error, zlib.error, UnicodeEncodeError) as error:
+        raise ValueError(f"values are packed by zlib and base64: {error}") from None
+    if not reader.eof or reader.unused_data or len(raw) > num_bytes or (exactly and len(raw) != num_bytes):
+        raise ValueError(f"there are {'' if exactly else 'at most '}{num_bytes} bytes of values, got {len(raw)}")
+    return raw

@@ -25,6 +25,7 @@ def create(
     shard_bytes: int | None = None,
     job: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    statistics: bool = True,
 ) -> Writer:
     """Return the writer of a new store; leaving its `with` block commits version 1.
 
@@ -37,6 +38,7 @@ def create(
         job: What writes it, for the log; None: the name of the program.
         storage_options: What fsspec connects to an object store with, such as `{"endpoint_url": ...}`, beside what the
             environment and fsspec's configuration say.
+        statistics: Gather statistics of the values on the way: `store.statistics`, also of versions that are appended.
 
     Raises:
         StoreError: There is a store already, or something else that is not an empty folder; or versions cannot be
@@ -60,7 +62,7 @@ def create(
         raise StoreError(
             f"a store is created in a new or empty folder, and {place.uri} holds files: choose another address"
         )
-    return Writer(place, layout, None, job)
+    return Writer(place, layout, None, job, statistics)
 
 
 def append(
@@ -69,6 +71,7 @@ def append(
     """Return a writer that adds to a store: new sequences, or more of the old ones.
 
     Leaving its `with` block commits the next version, unless nothing was written. Older versions stay as they are.
+    Where the newest version has statistics, the next one has them too.
 
     Args:
         uri: Where the store lies: a local path, or a URL that fsspec knows such as `s3://bucket/plants.zarr`.
@@ -78,6 +81,7 @@ def append(
 
     Raises:
         StoreError: There is no store.
+        CorruptionError: What it has is not what was written.
 
     Example:
         >>> import tempfile, numpy as np, streamseq as ss

@@ -11,6 +11,7 @@ from typing import Any, Self
 from streamseq.core.errors import StoreError
 from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.kept_statistics import NAME
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.new_version import program
 from streamseq.storage.place import Place
@@ -34,11 +35,15 @@ class Writer:
         array([2, 2])
     """
 
-    def __init__(self, place: Place, layout: ShardLayout, base: DiskStore | None, job: str | None) -> None:
+    def __init__(
+        self, place: Place, layout: ShardLayout, base: DiskStore | None, job: str | None, statistics: bool = True
+    ) -> None:
         self._place = place
         self._layout = layout
         self._base = base
         self._job = job
+        # What is added to a version without statistics makes one without.
+        self._statistics = statistics and (base is None or base.attachment(NAME) is not None)
         self._claim = Claim(place, program() if job is None else job)
         self._shards: ShardWriter | None = None
         self._begun: object = None
@@ -87,7 +92,7 @@ class Writer:
             raise ValueError("a writer is used for one block: call ss.append for the next one")
         self._used = True
         self._begun = self._place.begin()
-        shards = ShardWriter(self._place, self._layout)
+        shards = ShardWriter(self._place, self._layout, self._statistics)
         try:
             self._claim.hold()
             self._claim.note(shards.writer_id)

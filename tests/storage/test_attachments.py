@@ -11,7 +11,7 @@ from streamseq.storage.place import place_of
 @pytest.fixture(params=["zarr", "arrow"])
 def uri(request, tmp_path):
     uri = tmp_path / f"store.{request.param}"
-    with ss.create(uri, {"x": ss.Field("int32")}, chunk_bytes=64, shard_bytes=256) as writer:
+    with ss.create(uri, {"x": ss.Field("int32")}, chunk_bytes=64, shard_bytes=256, statistics=False) as writer:
         for name in "abc":
             writer.write(name, x=np.arange(50, dtype=np.int32))
     return uri

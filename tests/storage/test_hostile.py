@@ -44,7 +44,9 @@ def little_memory():
 def read_all(store):
     with little_memory():
         opened = ss.open(store)
-        return [(opened.attrs(id), opened.read(id)) for id in opened.ids.to_pylist()]
+        everything = [(opened.attrs(id), opened.read(id)) for id in opened.ids.to_pylist()]
+        assert opened.statistics is not None
+        return everything
 
 
 def files(store):

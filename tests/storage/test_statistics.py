@@ -1,8 +1,10 @@
 """What is gathered of values piece by piece is what numpy says of all of them at once."""
 
+import base64
 import json
 import math
 import pickle
+import zlib
 
 import numpy as np
 import pytest
@@ -75,9 +77,9 @@ def check(gathered, values):
         if not len(finite):
             assert summary.mean.flat[channel] == summary.std.flat[channel] == 0
             continue
-        assert summary.minimum.dtype == finite.dtype
-        assert summary.minimum.flat[channel] == finite.min()
-        assert summary.maximum.flat[channel] == finite.max()
+        assert summary.min.dtype == finite.dtype
+        assert summary.min.flat[channel] == finite.min()
+        assert summary.max.flat[channel] == finite.max()
         exact = [int(value) if finite.dtype.kind in "iu" else float(value) for value in finite]
         mean = math.fsum(exact) / len(exact) if finite.dtype.kind == "f" else sum(exact) / len(exact)
         spread = max(abs(value) for value in exact)
@@ -85,10 +87,10 @@ def check(gathered, values):
         assert summary.mean.flat[channel] == pytest.approx(mean, rel=1e-12, abs=1e-12 * spread)
         if std is not None:
             assert summary.std.flat[channel] == pytest.approx(std, rel=1e-9, abs=1e-9 * spread)
-        assert gathered.histogram(channel).count.sum() == len(finite)
+        assert summary.histogram(channel).count.sum() == len(finite)
         for q in (0, 0.25, 0.5, 1):
             true = np.sort(finite)[max(1, math.ceil(q * len(finite))) - 1]
-            found = gathered.quantile(q).flat[channel]
+            found = summary.quantile(q).flat[channel]
             if column.dtype.itemsize <= 2 and column.dtype.kind in "biu":
                 assert found == true
             elif abs(float(true)) < 3e38:
@@ -113,7 +115,7 @@ def test_values_of_sixteen_bits_are_exact():
     gathered.add(values)
     mean = (int(values.astype(np.int64).sum())) / len(values)
     assert float(gathered.summary().mean) == mean
-    assert gathered.quantile(3 / len(values)).item() == 2
+    assert gathered.summary().quantile(3 / len(values)).item() == 2
 
 
 def test_very_many_channels_have_moments_and_no_histogram():
@@ -123,18 +125,57 @@ def test_very_many_channels_have_moments_and_no_histogram():
     gathered.add(values)
     assert np.allclose(gathered.summary().mean, values.mean(0, dtype=np.float64), rtol=1e-12)
     with pytest.raises(ValueError, match="up to 1024 channels"):
-        gathered.quantile(0.5)
+        gathered.summary().quantile(0.5)
     again = FieldStatistics.from_document(field, json.loads(json.dumps(gathered.document())))
     assert np.array_equal(again.summary().std, gathered.summary().std)
 
 
-@pytest.mark.parametrize(
-    "document",
-    [{}, {"cells": 3}, {"cells": [[[70_000], [1]]]}, {"cells": [[[1], [-1]]]}, {"cells": [[[], []]], "moments": [[1]]}],
-)
+def broken_documents():
+    good = FieldStatistics(ss.Field("float32"))
+    good.add(np.float32([1, 2]))
+    document = good.document()
+    empty = FieldStatistics(ss.Field("float32")).document()
+
+    def pack(*arrays):
+        return base64.b64encode(zlib.compress(b"".join(array.tobytes() for array in arrays))).decode()
+
+    gaps, counts = np.array([70_000], "<u4"), np.array([1], "<i8")
+    yield {}
+    yield {**document, "shape": [2]}
+    yield {**document, "dtype": "float64"}
+    for cells in (None, 3, "?", "é", document["cells"][:-8], pack(gaps, counts), pack(gaps // 7, -counts), pack(gaps)):
+        yield {**document, "cells": cells}
+    yield {**document, "cells": pack(np.array([5, 0], "<u4"), np.array([1, 1], "<i8"))}
+    yield {**document, "cells": empty["cells"]}
+    yield {**document, "cells": base64.b64encode(zlib.compress(bytes(1 << 24))).decode()}
+    for at, value in ((0, 1.5), (0, 3), (1, -1), (1, np.nan), (2, np.inf), (4, -1), (5, np.inf), (6, np.nan)):
+        kept = good._kept.copy()
+        kept[0, at] = value
+        yield {**document, "moments": pack(kept)}
+    yield {**document, "moments": pack(kept[:, :6])}
+
+
+@pytest.mark.parametrize("document", list(broken_documents()))
 def test_documents_that_are_none_are_refused(document):
-    with pytest.raises(ValueError, match=r"statistics|cells|moments"):
+    with pytest.raises(ValueError, match=r"statistics|they |values|cell"):
         FieldStatistics.from_document(ss.Field("float32"), document)
+
+
+def test_sums_that_no_float_holds_are_told_and_not_warned_of():
+    gathered = FieldStatistics(ss.Field("float64"))
+    gathered.add(np.array([1.7e308, 1.7e308, -1.7e308]))
+    other = FieldStatistics.from_document(gathered.field, json.loads(json.dumps(gathered.document())))
+    other.merge(gathered)
+    summary = other.summary()
+    assert (summary.count, summary.max, np.isfinite(summary.mean)) == (6, 1.7e308, False)
+
+
+def test_sixteen_bits_with_many_channels_have_quantiles_too():
+    values = np.random.default_rng(0).integers(-9000, 9000, (500, 100)).astype(np.int16)
+    gathered = FieldStatistics(ss.Field("int16", (100,)))
+    gathered.add(values)
+    assert np.array_equal(gathered.summary().min, values.min(0))
+    assert np.allclose(gathered.summary().quantile(0.5), np.sort(values, 0)[249], rtol=2**-6)
 
 
 def test_fields_that_differ_are_not_merged():

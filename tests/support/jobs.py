@@ -185,6 +185,7 @@ def named(address: Path) -> list[str]:
         names.add(f"versions/{version:08d}.json")
         for tables in snapshot.tables:
             names |= {f"tables/{file.name}" for file in (tables.sequences, tables.pieces, tables.index)}
+        names |= {f"tables/{file.name}" for file in snapshot.attachments.values()}
         for shard in snapshot.shards:
             names |= {f"shards/{shard.id}/{name}" for name in entries(address / "shards" / shard.id)}
     return sorted(names)

@@ -75,6 +75,7 @@ class SmallStore:
                 continue
             try:
                 assert contents(store) == self.versions[store.version]
+                assert store.statistics is not None
             except ss.StreamseqError:
                 assert not ok
                 whole = False
