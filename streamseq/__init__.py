@@ -23,9 +23,11 @@ from streamseq.core.fields import Field
 from streamseq.core.tokens import StateToken
 
 if TYPE_CHECKING:
+    from streamseq import search
     from streamseq.data.carry import Carry
     from streamseq.data.dataset import StreamDataset
     from streamseq.data.loader import StreamLoader
+    from streamseq.data.preview import preview
     from streamseq.data.window import Window
     from streamseq.etl.job import ingest
     from streamseq.storage.adopted_arrow import adopt_arrow
@@ -68,6 +70,7 @@ _LAZY = {
     "mark": "streamseq.storage.mark",
     "open": "streamseq.storage.store",
     "predict": "streamseq.training.predict",
+    "preview": "streamseq.data.preview",
     "repair": "streamseq.storage.repair",
     "statistics": "streamseq.storage.describe",
 }
@@ -105,7 +108,9 @@ __all__ = [
     "mark",
     "open",
     "predict",
+    "preview",
     "repair",
+    "search",
     "splits",
     "statistics",
     "truncation",
@@ -117,7 +122,7 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
-    if name in ("etl", "training"):
+    if name in ("etl", "search", "training"):
         return import_module(f"streamseq.{name}")
     raise AttributeError(f"module 'streamseq' has no attribute {name!r}")
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -59,6 +61,10 @@ class Pool:
     def num_threads(self) -> int:
         """How many tasks run at the same time; 1 where no worker has come yet."""
         return max(1, sum(self._client.nthreads().values()))
+
+    def most_threads(self) -> int:
+        """How many tasks share a process at most."""
+        return max(self._client.nthreads().values(), default=1)
 
     def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
         """Start a task. One that a worker dies of is tried again elsewhere, as Dask is configured."""
@@ -138,24 +144,48 @@ def connect(workers: Workers, *, threads: bool = True) -> Iterator[Pool]:
             yield Pool(remote)
     else:
         number = workers.threads or os.cpu_count() or 1
-        # Threads where reading, checksums and compression release the GIL: nothing has to be copied to a process. What
-        # goes wrong in a task is told by its error, so the cluster's log would only say it twice.
         with (
             dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}),
-            LocalCluster(
-                n_workers=1 if threads else number,
-                threads_per_worker=number if threads else 1,
-                processes=not threads,
-                memory_limit=0,
-                # None would open ports to all interfaces, one of them 8787, with a warning where another job has it.
-                dashboard_address="127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
+            _cluster_of_this_machine(number, threads) as cluster,
             Client(cluster, set_as_default=False) as local,
         ):
             yield Pool(local)
+
+
+def _cluster_of_this_machine(number: int, threads: bool) -> LocalCluster:
+    # Threads where reading, checksums and compression release the GIL: nothing has to be copied to a process. What
+    # goes wrong in a task is told by its error, so the cluster's log would only say it twice.
+    with nullcontext() if threads else _ctrl_c_for_this_thread_only():
+        return LocalCluster(
+            n_workers=1 if threads else number,
+            threads_per_worker=number if threads else 1,
+            processes=not threads,
+            memory_limit=0,
+            # None would open ports to all interfaces, one of them 8787, with a warning where another job has it.
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=logging.CRITICAL,
+        )
+
+
+@contextmanager
+def _ctrl_c_for_this_thread_only() -> Iterator[None]:
+    """Keep Ctrl-C from the threads and processes that begin in the block; this thread gets it after the block.
+
+    A terminal sends it to all processes of a command. Workers that die of it would be a page of tracebacks, and the job
+    would wait for them in vain.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # Which lets Ctrl-C in again where it begins together with the first process.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _look_for_scheduler(address: str) -> None:

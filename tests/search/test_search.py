@@ -1,0 +1,257 @@
+"""A search tries every candidate once, with one budget, goes on where it was killed, and finds the best."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+import streamseq as ss
+from streamseq.search.space import Range
+from streamseq.search.trial import Pruned
+from streamseq.training import TrainingSettings, load_model
+
+SMALL = TrainingSettings(lanes=2, hidden=8, embedding=4, warmup=1, threads=1, held_out=0.3)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Bytes that repeat 12 timesteps later."""
+    uri = tmp_path_factory.mktemp("search") / "store.arrow"
+    chance = np.random.default_rng(0)
+    with ss.create(uri, {"x": ss.Field("uint8")}) as writer:
+        for number in range(12):
+            writer.write(f"{number}", x=np.tile(chance.integers(0, 256, 12, dtype=np.uint8), 40))
+    return uri
+
+
+def quadratic(candidate):
+    loss = float((candidate.values["k2"] - 48) ** 2 + candidate.values["k1"])
+    for step in range(1, 4):
+        candidate.report(step, loss + 3 - step)
+    return loss
+
+
+GRID = {"k1": [16, 32], "k2": ["k1", "2*k1", 48]}
+
+
+def test_every_candidate_of_a_grid_is_tried_once(tmp_path):
+    heard = []
+    result = ss.search(quadratic, tmp_path, GRID, progress=lambda so_far: heard.append(len(so_far.trials)))
+    assert sorted((trial.values["k1"], trial.values["k2"]) for trial in result.trials) == [
+        (16, 16),
+        (16, 32),
+        (16, 48),
+        (32, 32),
+        (32, 48),
+        (32, 64),
+    ]
+    assert heard == list(range(7))
+    assert (result.best.values, result.best.loss) == ({"k1": 16, "k2": 48}, 16.0)
+    assert [trial.loss for trial in result.ranking] == sorted(trial.loss for trial in result.trials)
+    assert result.best.curve == {1: 18.0, 2: 17.0, 3: 16.0}
+    assert json.loads(json.dumps(result.as_dict()))["best"]["chosen"] == {"k1": 16, "k2": 48}
+    assert "6 of 6 trials" in str(result)
+
+
+def test_a_search_that_is_done_does_nothing_again(tmp_path):
+    first = ss.search(quadratic, tmp_path, GRID)
+
+    def never(candidate):
+        raise AssertionError
+
+    never.__qualname__ = quadratic.__qualname__
+    again = ss.search(never, tmp_path, GRID)
+    assert again.as_dict() == first.as_dict()
+
+
+def test_optuna_reads_the_study(tmp_path):
+    ss.search(quadratic, tmp_path, GRID)
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    study = optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="streamseq")
+    assert study.best_value == 16.0
+    assert len(study.trials) == 6
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_ranges_are_sampled_and_a_seed_repeats_them(tmp_path, sampler):
+    space = {"k1": Range(low=4, high=64), "k2": ["2*k1", "4*k1"]}
+    results = [
+        ss.search(quadratic, tmp_path / f"{number}", space, sampler=sampler, trials=12, seed=seed)
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    tried = [[trial.values for trial in result.trials] for result in results]
+    assert len(tried[0]) == 12
+    assert all(4 <= values["k1"] <= 64 and values["k2"] in (2 * values["k1"], 4 * values["k1"]) for values in tried[0])
+    assert tried[0] == tried[1] != tried[2]
+
+
+def test_those_that_fall_behind_are_stopped(tmp_path):
+    steps = []
+
+    def train(candidate):
+        for step in range(1, 10):
+            steps.append(candidate.number)
+            candidate.report(step, float(candidate.values["k1"]))
+        return float(candidate.values["k1"])
+
+    result = ss.search(train, tmp_path, {"k1": list(range(1, 10))}, prune=True)
+    states = {trial.values["k1"]: trial.state for trial in result.trials}
+    assert states[1] == "complete"
+    assert sum(state == "pruned" for state in states.values()) >= 6
+    assert len(steps) < 9 * 9 / 2
+    assert result.best.values == {"k1": 1}
+    # The one that came farther stands before others, whatever they lost.
+    assert result.ranking[0].state == "complete"
+
+
+def test_a_candidate_that_cannot_be_trained_is_told_and_the_others_go_on(tmp_path, store):
+    result = ss.search(store, tmp_path, {"k1": [16, 8], "k2": [8, 16]}, settings=SMALL, updates=3)
+    failed = [trial for trial in result.trials if trial.state == "failed"]
+    assert [trial.values for trial in failed] == [{"k1": 16, "k2": 8}]
+    assert "k2" in failed[0].reason
+    assert len(result.ranking) == 3
+    assert failed[0].reason in str(result)
+    with pytest.raises(ss.StreamseqError, match=r"no candidate of .* could be trained: .*k2"):
+        ss.search(store, tmp_path / "none", {"k1": [16], "k2": [8]}, settings=SMALL, updates=3)
+
+
+def test_the_trainer_gives_each_the_same_budget_and_the_best_model_is_kept(tmp_path, store):
+    result = ss.search(store, tmp_path, {"k1": [8, 16], "k2": "k1,2*k1"}, settings=SMALL, timesteps=640, evaluations=4)
+    assert result.budget == {"timesteps": 640}
+    for trial in result.trials:
+        assert trial.state == "complete"
+        assert sorted(trial.curve) == [1, 2, 3]
+        rows = (tmp_path / "trials" / f"{trial.number:04d}" / "metrics.jsonl").read_text().splitlines()
+        last = json.loads(rows[-1])
+        assert (last["event"], last["loss"]) == ("evaluate", trial.loss)
+        assert last["update"] == 640 // (2 * trial.values["k1"])
+        assert trial.peak_rss_bytes > 1 << 20
+    model, settings = load_model(result.checkpoint)
+    assert (settings.k1, settings.k2) == tuple(result.best.values.values())
+    assert sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_another_search_is_refused_in_the_folder(tmp_path, store):
+    ss.search(store, tmp_path, {"k1": [8]}, settings=SMALL, updates=2)
+    with pytest.raises(ss.ResumeError, match="another space"):
+        ss.search(store, tmp_path, {"k1": [16]}, settings=SMALL, updates=2)
+    with pytest.raises(ss.ResumeError, match="another budget"):
+        ss.search(store, tmp_path, {"k1": [8]}, settings=SMALL, updates=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"space": {"k3": [1]}}, "got 'k3'"),
+        ({"space": {"updates": [1]}}, "the same for every candidate"),
+        ({"space": {}}, "at least one setting"),
+        ({"sampler": "magic"}, "magic"),
+        ({"sampler": "tpe"}, "no end of its own"),
+        ({"trials": 0}, "at least 1 trial"),
+        ({"updates": 3, "timesteps": 3}, "one of them"),
+        ({"updates": 0}, "updates is at least 1"),
+        ({"settings": TrainingSettings(held_out=0)}, "hold some out"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_trained(tmp_path, store, options, message):
+    options = {"space": {"k1": [8]}} | options
+    with pytest.raises(ValueError, match=message):
+        ss.search(store, tmp_path / "out", options.pop("space"), **options)
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+KILLED = """
+    import sys, time
+    from pathlib import Path
+    import streamseq as ss
+
+    def train(candidate):
+        with open(Path(sys.argv[1]) / "begun", "a") as file:
+            file.write(f"{candidate.number}\\n")
+        time.sleep(0.15)
+        return float(candidate.values["k1"])
+
+    if __name__ == "__main__":
+        result = ss.search(train, sys.argv[1], {"k1": list(range(8))}, workers=int(sys.argv[2]))
+        print([(trial.number, trial.values["k1"]) for trial in result.trials])
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_search_that_is_killed_goes_on_with_what_it_had(tmp_path, workers):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(KILLED))
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, str(script), str(out), workers]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begun = out / "begun"
+    while process.poll() is None and not (begun.exists() and begun.read_text().count("\n") >= 4):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = begun.read_text().split()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0, again.stderr
+    trials = eval(again.stdout)
+    assert sorted(trials) == [(number, number) for number in range(8)]
+    after = begun.read_text().split()[len(before) :]
+    # Only what was not finished when it was killed is run again.
+    assert len(set(before) & set(after)) <= int(workers)
+    assert sorted(set(before) | set(after)) == [f"{number}" for number in range(8)]
+
+
+def test_a_pruned_trial_passes_through_a_function_that_cleans_up(tmp_path):
+    cleaned = []
+
+    def train(candidate):
+        try:
+            for step in range(1, 4):
+                candidate.report(step, float(candidate.values["k1"]))
+        except Pruned:
+            cleaned.append(candidate.number)
+            raise
+        return float(candidate.values["k1"])
+
+    ss.search(train, tmp_path, {"k1": [1, 2, 3, 4, 5, 6]}, prune=True)
+    assert cleaned
+
+
+def test_a_search_by_workers_ranks_like_one_without(tmp_path, store):
+    space = {"k1": [8, 16], "k2": ["k1"]}
+    one = ss.search(store, tmp_path / "one", space, settings=SMALL, updates=4)
+    two = ss.search(store, tmp_path / "two", space, settings=SMALL, updates=4, workers=2)
+    assert [(trial.values, trial.loss) for trial in one.ranking] == [
+        (trial.values, trial.loss) for trial in two.ranking
+    ]
+
+
+def test_ctrl_c_stops_a_search_that_then_goes_on(tmp_path, store, monkeypatch):
+    whole = ss.search(store, tmp_path / "whole", {"k1": [8, 16]}, settings=SMALL, updates=6)
+    from streamseq.search import trial as module
+
+    shown = module._Watcher.show
+
+    def once(self, progress):
+        if progress.update == 3 and not (tmp_path / "sent").exists():
+            (tmp_path / "sent").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+        shown(self, progress)
+
+    monkeypatch.setattr(module._Watcher, "show", once)
+    with pytest.raises(KeyboardInterrupt):
+        ss.search(store, tmp_path / "out", {"k1": [8, 16]}, settings=SMALL, updates=6)
+    result = ss.search(store, tmp_path / "out", {"k1": [8, 16]}, settings=SMALL, updates=6)
+    assert [(trial.values, trial.loss, trial.curve) for trial in result.trials] == [
+        (trial.values, trial.loss, trial.curve) for trial in whole.trials
+    ]
+    assert torch.load(result.checkpoint, weights_only=True).keys()
