@@ -59,8 +59,8 @@ class ArraySource:
         id: The id of the one sequence; None: "array".
         patterns: Of folders, take only files whose name, or path in the folder, matches one of these globs.
         format: One of "npy", "npz", "hdf5", "netcdf" and "zarr"; None: by the suffix.
-        on_error: What happens at what cannot be read: "fail", or "skip" and report it. "quarantine" is the same: arrays
-            stay where they are.
+        on_error: What happens at what cannot be read: "fail", or "skip" and report it. "quarantine" also lists it
+            beside the store; arrays stay where they are.
 
     Raises:
         TypeError: `paths` is a string.
@@ -318,7 +318,8 @@ class _AxisType(click.ParamType[int | str]):
     type=click.Choice(ON_ERROR),
     default="fail",
     show_default=True,
-    help="What happens at what cannot be read: fail, or skip and report it; quarantine does the same.",
+    help="What happens at what cannot be read: fail, skip and report it, or quarantine, which "
+    "also lists it in STORE.quarantine.jsonl.",
 )
 @ingest_command
 def command(sources: tuple[str, ...], fields: tuple[str, ...], **options: Any) -> ArraySource:

@@ -80,8 +80,8 @@ class AudioSource:
         patterns: Of folders, take only files whose name, or path in the folder, matches one of these globs; by default
             those with a suffix of WAV, FLAC and OGG.
         on_error: What happens at a file that cannot be read or decoded, is cut off, has other channels or a sample that
-            is not finite: "fail", or "skip" and report it. "quarantine" is the same: a whole file stays where it is. A
-            file in several partitions that changes fails the job in any case.
+            is not finite: "fail", or "skip" and report it. "quarantine" also lists it beside the
+            store; the file stays where it is. A file in several partitions that changes fails the job in any case.
 
     Raises:
         TypeError: `paths` is a string.
@@ -324,7 +324,8 @@ def _attrs(info: AudioInfo, settings: AudioSettings) -> dict[str, Any]:
     type=click.Choice(ON_ERROR),
     default="fail",
     show_default=True,
-    help="What happens at a file that cannot be decoded: fail, or skip and report it; quarantine does the same.",
+    help="What happens at a file that cannot be decoded: fail, skip and report it, or quarantine, which "
+    "also lists it in STORE.quarantine.jsonl.",
 )
 @ingest_command
 def command(

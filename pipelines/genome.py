@@ -257,7 +257,7 @@ def _weight(item: InputFile | Skipped) -> int:
     default="fail",
     show_default=True,
     help="What happens at a bad record, or a file that cannot be read: fail, skip and report it, or quarantine, which "
-    "keeps the bytes of records.",
+    "keeps the bytes of records in STORE.quarantine.jsonl.",
 )
 @ingest_command
 def command(

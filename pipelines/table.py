@@ -351,7 +351,8 @@ def _fields(given: Sequence[str]) -> dict[str, Any] | None:
     type=click.Choice(ON_ERROR),
     default="fail",
     show_default=True,
-    help="What happens at a row or file that is broken: fail, skip it and report it, or keep its bytes too.",
+    help="What happens at a row or file that is broken: fail, skip and report it, or quarantine, which "
+    "keeps the bytes of rows in STORE.quarantine.jsonl.",
 )
 @ingest_command
 def command(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamseq.etl.source import Source
+
+if TYPE_CHECKING:
+    from streamseq.etl.transforms_base import Transform
 
 _OPTIONS = (
     click.option(
@@ -19,7 +24,20 @@ _OPTIONS = (
         type=click.Choice(["zarr", "arrow"]),
         help="The format of the store.  [default: by the suffix of STORE, .zarr or .arrow]",
     ),
-    click.option("--workers", type=click.IntRange(min=1), help="Threads to work with.  [default: one a core]"),
+    click.option(
+        "--transform",
+        "transforms",
+        metavar="TEXT",
+        multiple=True,
+        help="What is done to the data on the way, such as clip:x,0,1 or function:MODULE.NAME, a function of a dict of "
+        "arrays. Can be repeated, in order.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Workers on this machine: threads, or processes where the source or a transform is Python that holds its "
+        "lock.  [default: one a core]",
+    ),
     click.option(
         "--scheduler", metavar="ADDRESS", help="A Dask scheduler to work on instead, such as tcp://host:8786."
     ),
@@ -62,6 +80,7 @@ def ingest_command(make_source: Callable[..., Source]) -> Callable[..., None]:
     def run(
         store: str,
         backend: str | None,
+        transforms: tuple[str, ...],
         workers: int | None,
         scheduler: str | None,
         chunk_bytes: int | None,
@@ -70,25 +89,58 @@ def ingest_command(make_source: Callable[..., Source]) -> Callable[..., None]:
         quiet: bool,
         **own: Any,
     ) -> None:
+        parsed = _parse(transforms)
+        source = make_source(**own)
         # Here, so that help and wrong use do not wait for these imports.
         from streamseq.etl.job import ingest
         from streamseq.etl.progress import Progress
 
-        source = make_source(**own)
         with Progress() as progress:
-            report = ingest(
-                source,
-                store,
-                workers=workers,
-                scheduler=scheduler,
-                backend=backend,
-                chunk_bytes=chunk_bytes,
-                shard_bytes=shard_bytes,
-                job=click.get_current_context().command_path,
-                progress=None if quiet else progress,
-            )
+            try:
+                report = ingest(
+                    source,
+                    store,
+                    parsed,
+                    workers=workers,
+                    scheduler=scheduler,
+                    backend=backend,
+                    chunk_bytes=chunk_bytes,
+                    shard_bytes=shard_bytes,
+                    job=click.get_current_context().command_path,
+                    progress=None if quiet else progress,
+                    note=None if quiet else progress.note,
+                )
+            except KeyboardInterrupt:
+                # Without settings nothing is known to be done already.
+                goes_on = getattr(source, "settings", None) is not None
+                then = ": the same command goes on with what is done" if goes_on else ""
+                raise _InterruptedError(f"interrupted{then}") from None
         click.echo(report.to_json() if as_json else str(report))
 
     for option in reversed(_OPTIONS):
         run = option(run)
     return run
+
+
+class _InterruptedError(click.ClickException):
+    """Ctrl-C, with how to go on."""
+
+    exit_code = 130
+
+
+def _parse(texts: Sequence[str]) -> list[Transform]:
+    """The transforms that are named; functions of modules in the current folder are found, too.
+
+    Raises:
+        BadParameter: One of them is none.
+    """
+    if not texts:
+        return []
+    from streamseq.etl.transforms_text import parse_transform
+
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return [parse_transform(text) for text in texts]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--transform") from None
