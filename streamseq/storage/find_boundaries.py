@@ -43,7 +43,7 @@ def find_boundaries(
         store: Which is read.
         split: The rules.
         selection: The spans that were chosen.
-        progress: Called with the timesteps that rules looked through, and all that they have to.
+        progress: Called with the timesteps that rules looked through, at the start 0, and all that they have to.
 
     Raises:
         KeyError: A field, the id of a sequence or a name of boundaries is not in the store.
@@ -201,6 +201,8 @@ def _scan(
     found: list[list[Int64]] = [[] for _ in scanners]
     total = timeline.num_timesteps
     if scanners and total:
+        if progress is not None:
+            progress(0, total)
         for first, arrays, begins in _read_through(store, timeline, [rule.field for rule, _ in scanners]):
             for (rule, scanner), places in zip(scanners, found, strict=True):
                 try:
