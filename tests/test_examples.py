@@ -17,6 +17,7 @@ RUNS = {
     "predict.py": ([], "most surprising: timestep 400 of wave-33"),
     "copy_task.py": (["10"], "K = 20: test perplexity"),
     "influence_balancing.py": ([], "updates: the wrong way"),
+    "sensor_days.py": ([], "120 windows (3, 24, 7), each of them a day"),
 }
 
 
@@ -27,7 +28,7 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("name", RUNS)
 def test_example(name, tmp_path):
     arguments, wanted = RUNS[name]
-    if name in ("write_a_store.py", "exact_bptt.py"):
+    if name in ("write_a_store.py", "exact_bptt.py", "sensor_days.py"):
         arguments = [str(tmp_path), *arguments]
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / name, *arguments],

@@ -1,0 +1,45 @@
+"""Sensor readings from CSV to windows of days: one command, and six lines of Python.
+
+    python examples/sensor_days.py [FOLDER]
+
+The data is made like the public ETT sets (electricity transformers: hourly, six loads and the oil temperature): three
+stations whose rows lie between each other's, in a file for each year.
+"""
+
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+import streamseq as ss
+
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+channels = ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
+rng = np.random.default_rng(0)
+for year in (2016, 2017):
+    lines = [",".join(["date", "station", *channels])]
+    for hour in range(24 * 60):
+        date = datetime(year, 11, 15) + timedelta(hours=hour)
+        for station in range(3):
+            daily = np.sin(2 * np.pi * (date.hour + 3 * np.arange(7)) / 24)
+            values = 10 * (1 + np.arange(7)) + 5 * daily + station + rng.standard_normal(7)
+            lines.append(",".join([str(date), f"station-{station}", *(f"{value:.3f}" for value in values)]))
+    (folder / f"ett-{year}.csv").write_text("\n".join(lines) + "\n")
+
+# streamseq ingest table ett-*.csv --to ett.zarr --sequence station --timestamp date --unit s
+command = f"ingest table {folder}/ett-*.csv --to {folder}/ett.zarr --sequence station --timestamp date --unit s --quiet"
+subprocess.run([sys.executable, "-m", "streamseq", *command.split()], check=True)
+
+store = ss.open(folder / "ett.zarr")
+days = ss.splits.Calendar("time", every="day", unit="s")
+off = ss.splits.Gap("time", longer_than=3_600)  # the state begins anew after it
+stream = ss.StreamDataset(store, lanes=3, window=24, split=ss.splits.Domain([days, off]), lookahead={"next": ("x", 1)})
+for window in stream:
+    x, target, mask = window["x"], window["next"], window.mask  # [3, 24, 7], what comes an hour later, and [3, 24]
+
+    hours = window["time"] % 86_400 // 3_600
+    assert (hours == np.arange(24)).all()  # midnight to 23:00
+print(f"{len(stream)} windows {tuple(x.shape)}, each of them a day of {store.ids.to_pylist()}")
