@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamseq import cli_domain, cli_upkeep
+from streamseq import cli_domain, cli_search, cli_upkeep
 from streamseq._version import __version__
 from streamseq.core.errors import StreamseqError
 
@@ -69,7 +69,7 @@ def commands() -> None:
     """
 
 
-for _command in (*cli_upkeep.COMMANDS, *cli_domain.COMMANDS):
+for _command in (*cli_upkeep.COMMANDS, *cli_domain.COMMANDS, *cli_search.COMMANDS):
     commands.add_command(_command)
 
 
