@@ -14,7 +14,7 @@ class Held:
 
 
 class SynchronousPool:
-    """A stand-in for `streamseq.etl.cluster.Pool`. No task may run twice, nor need what nobody holds."""
+    """A stand-in for `streamseq.etl.cluster.Pool`. No task may be asked for twice, nor need what nobody holds."""
 
     dashboard = None
 
@@ -30,7 +30,7 @@ class SynchronousPool:
         return 2 * self._threads
 
     def submit_graph(self, tasks: dict[Any, Any], wanted: list[Any]) -> list[Held]:
-        assert not self._ran & set(tasks), "every task runs once"
+        assert not self._ran & set(tasks), "every task is asked for once"
         self._ran |= set(tasks)
         here: dict[Any, Any] = {}
 
@@ -38,7 +38,10 @@ class SynchronousPool:
             if key not in tasks:
                 return self._there[key].value
             if key not in here:
-                here[key] = tasks[key]({needed: value(needed) for needed in tasks[key].dependencies})
+                inputs = {needed: value(needed) for needed in tasks[key].dependencies}
+                here[key] = tasks[key](inputs)
+                if str(key[0]).startswith("in-order"):  # as after the death of a worker
+                    here[key] = tasks[key](inputs)
             return here[key]
 
         futures = [Held(value(key)) for key in wanted]
