@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,6 +102,7 @@ def search(
     random or tpe). A search that was stopped or killed goes on with the same command.
     """
     from streamseq.search.run import search as run
+    from streamseq.search.run import usual_settings
     from streamseq.search.space import Range, parse_choices
     from streamseq.training.settings import TrainingSettings
 
@@ -119,7 +119,7 @@ def search(
             space[name] = choices
         else:
             same[name] = choices[0]
-    settings = replace(TrainingSettings(), **same)
+    settings = usual_settings(options["timesteps"], options["evaluations"], **same)
     result = run(store, out, space, settings=settings, progress=None if quiet else _Lines(), **options)
     if as_json:
         click.echo(json.dumps(result.as_dict()))

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,8 @@ def search(
             the best one's checkpoint, `best.pt`.
         space: By setting of `TrainingSettings` (or by any name, for a function), the values to try: a list, text such
             as "32,64,128" or "1e-4..1e-2", or a `Range`. "2*k1" is computed from another setting.
-        settings: What no candidate says otherwise; None: the defaults.
+        settings: What no candidate says otherwise; None: the defaults, but for fewer held-out timesteps where the
+            budget is small, so that evaluating takes no longer than training.
         timesteps: The budget of each candidate, in timesteps of all lanes that it trains on; None: 1,000,000, where
             `updates` is not given.
         updates: The budget in updates instead.
@@ -138,6 +139,22 @@ def search(
     return result()
 
 
+def usual_settings(timesteps: int | None, evaluations: int, **given: Any) -> TrainingSettings:
+    """The settings of a search that says no others: no more timesteps are evaluated than trained on, about.
+
+    Args:
+        timesteps: The budget; None: the usual one.
+        evaluations: How often a candidate is evaluated.
+        given: Settings that are given.
+    """
+    usual = TrainingSettings(**given)
+    if "held_out_timesteps" in given:
+        return usual
+    # Without a backward pass a timestep takes a third of the time.
+    most = max(2, 3 * (timesteps or USUAL_TIMESTEPS) // evaluations)
+    return replace(usual, held_out_timesteps=min(usual.held_out_timesteps, most))
+
+
 def _number_of_trials(space: Space, sampler: str, trials: int | None) -> int:
     if trials is not None and trials < 1:
         raise ValueError(f"a search has at least 1 trial, got {trials}")
@@ -163,7 +180,7 @@ def _training(
     threads: int,
 ) -> tuple[Training, dict[str, Any]]:
     store = what if isinstance(what, Store) else open_store(what)
-    settings = settings or TrainingSettings()
+    settings = settings or usual_settings(timesteps, evaluations)
     if not settings.held_out:
         raise ValueError("candidates are judged by held-out sequences, got held_out=0: hold some out")
     if timesteps is None and updates is None:

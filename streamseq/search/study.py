@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ SEARCH, SECONDS, FIGURES, REASON = "search", "seconds", "figures", "reason"
 SAMPLERS = ("grid", "random", "tpe")
 # Of successive halving: a third of the candidates goes on at each rung.
 REDUCTION = 3
+# Of the differences to another search.
+_SHOWN = 4
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -77,10 +79,10 @@ def open_study(
     if before is None:
         study.set_user_attr(SEARCH, said)
     elif before != json.loads(json.dumps(said)):
-        other = [name for name in said if before.get(name) != json.loads(json.dumps(said[name]))]
+        other = list(_differences(before, json.loads(json.dumps(said))))
         raise ResumeError(
-            f"{folder} has a search with another {', '.join(other)}: repeat that one, or take another folder "
-            f"({', '.join(f'{name} was {before.get(name)} and is {said[name]}' for name in other[:1])})"
+            f"a search goes on with what it was begun with, and in {folder} {'; '.join(other[:_SHOWN])}: repeat that "
+            "one, or take another folder"
         )
     for chosen in grid:
         study.enqueue_trial(named(chosen), skip_if_exists=True)
@@ -155,6 +157,15 @@ def waiting(study: optuna.Study) -> int:
 def ended(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that have come to an end, in their order."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    for name in dict.fromkeys([*before, *now]):
+        was, is_ = before.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_, dict):
+            yield from _differences(was, is_, f"{of}{name} ")
+        elif was != is_:
+            yield f"{of}{name} was {was} and is {is_}"
 
 
 def _document(space: Space) -> dict[str, Any]:

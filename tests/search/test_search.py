@@ -141,9 +141,9 @@ def test_the_trainer_gives_each_the_same_budget_and_the_best_model_is_kept(tmp_p
 
 def test_another_search_is_refused_in_the_folder(tmp_path, store):
     ss.search(store, tmp_path, {"k1": [8]}, settings=SMALL, updates=2)
-    with pytest.raises(ss.ResumeError, match="another space"):
+    with pytest.raises(ss.ResumeError, match="space k1 was"):
         ss.search(store, tmp_path, {"k1": [16]}, settings=SMALL, updates=2)
-    with pytest.raises(ss.ResumeError, match="another budget"):
+    with pytest.raises(ss.ResumeError, match="budget updates was 2 and is 3"):
         ss.search(store, tmp_path, {"k1": [8]}, settings=SMALL, updates=3)
 
 
