@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from support.s3 import Proxy, s3_server
 
 import streamseq as ss
 from streamseq.etl import Partition, Piece, Skipped, quarantine
@@ -62,7 +63,8 @@ WANTED = [
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("STREAMSEQ_CACHE", str(tmp_path_factory.mktemp("cache")))
     (tmp_path / "in").mkdir()
     for name, content in BAD.items():
         (tmp_path / "in" / name).write_bytes(content)
@@ -175,6 +177,25 @@ def test_a_store_in_object_storage_has_it_beside_it_too(folder):
     assert ss.ingest(Lines(folder / "in"), address, **CUT).quarantine is None
     assert not fsspec.filesystem("memory").exists(f"{address}.quarantine.jsonl")
     assert ss.open(address).version == 2
+
+
+def test_busy_servers_are_asked_again(folder, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_server() as port:
+        proxy = Proxy(port)
+        try:
+            options = {"endpoint_url": proxy.address}
+            files = fsspec.filesystem("s3", **options)
+            files.mkdir("bucket")
+            fault = proxy.fail("busy", part="quarantine.jsonl", times=3)
+            address = "s3://bucket/plants.zarr"
+            report = ss.ingest(Lines(folder / "in"), address, storage_options=options, **CUT)
+            assert fault.times == 0
+            assert parsed(files.cat_file(report.quarantine)) == WANTED
+        finally:
+            proxy.close()
 
 
 def test_a_store_that_is_all_of_a_bucket_is_refused_before_anything_is_read(folder):

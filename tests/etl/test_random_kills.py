@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import LocalCluster, Status
 from support.jobs import entries, named
@@ -26,13 +27,17 @@ MAIN = [sys.executable, "-c", "from support.slow_source import main; main()"]
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers that are processes, and are started again when they die."""
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
+    with (
+        # One that is not back after so long is given up.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
         yield cluster
 
 
