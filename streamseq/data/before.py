@@ -10,6 +10,7 @@ import torch
 
 from streamseq.core.segments import make_segments, segments_at
 from streamseq.core.settings import at_least
+from streamseq.data.normalization import emitted_dtype, normaliser
 from streamseq.data.window import Window
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ def read_before(stream: StreamDataset, window: Window, timesteps: int, offset: i
     boundaries = stream.plan.boundaries
     broken = np.zeros_like(position) if boundaries is None else boundaries.last_break(sequence, position)
     lanes = np.flatnonzero((sequence >= 0) & (position > broken))
-    arrays = {
-        name: np.zeros((len(sequence), timesteps, *store.fields[each.field].shape), store.fields[each.field].dtype)
-        for name, each in stream.emitted.items()
-    }
+    arrays, applied = {}, {}
+    for name, each in stream.emitted.items():
+        field, scale = store.fields[each.field], stream.normalization.get(each.field)
+        arrays[name] = np.zeros((len(sequence), timesteps, *field.shape), emitted_dtype(field, scale))
+        applied[name] = normaliser(field, scale)
     counts = np.minimum((position - broken)[lanes], timesteps)
     for lane, count in zip(lanes.tolist(), counts.tolist(), strict=True):
         index, stop = int(sequence[lane]), int(position[lane])
@@ -63,7 +65,8 @@ def read_before(stream: StreamDataset, window: Window, timesteps: int, offset: i
             first, last = max(low, 0), min(high, int(store.lengths[index]))
             if last > first:
                 at = timesteps - count + first - low
-                arrays[name][lane, at : at + last - first] = store.read(index, first, last, [each.field])[each.field]
+                values = store.read(index, first, last, [each.field])[each.field]
+                arrays[name][lane, at : at + last - first] = applied[name](values)
     held = np.full(len(sequence), -1)
     held[lanes] = sequence[lanes]
     begins, ends = np.zeros_like(position), np.zeros_like(position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from streamseq.core.errors import CorruptionError
 from streamseq.core.plan import Plan
 from streamseq.data.buffers import Buffers
 from streamseq.data.limits import Limits
+from streamseq.data.normalization import Scale, emitted_dtype, normalise
 from streamseq.data.pieces import announce, copy_pieces
 from streamseq.data.requests import Column, Masks, Request, Requests, View
 from streamseq.data.window import Block
@@ -139,7 +141,8 @@ class BlockReader:
         """[W, B, K, *D] or [W, K, B, *D] of one tensor of the windows."""
         field, most = self._fields[name], self._limits.batch if self._decodes else max(1, len(column.chunks))
         block = self._buffers.take((windows, *column.rows.axes, *field.shape), field.dtype)
-        if len(column.padding):
+        scale = self._view.scales.get(column.field)
+        if scale is None and len(column.padding):
             copy_pieces(block, column.rows, [], column.padding)
         for first in range(0, len(column.chunks), most):
             last = first + most
@@ -154,7 +157,25 @@ class BlockReader:
                 raise CorruptionError(f"a chunk of field {column.field!r} ends early: restore the shard") from None
             # The next chunks are decoded into the memory of these.
             del sources
+        if scale is not None:
+            block = self._normalised(block, column, scale)
         return torch.from_numpy(block)
+
+    def _normalised(self, block: Array, column: Column, scale: Scale) -> Array:
+        """A block of a field that is normalised, and then padded: in place, where the dtype stays."""
+        rows, padding = column.rows, column.padding
+        dtype = emitted_dtype(self._reader.fields[column.field], scale)
+        into = block
+        if dtype != block.dtype:
+            into = self._buffers.take(block.shape, dtype)
+            step_bytes = rows.step_bytes // block.dtype.itemsize * dtype.itemsize
+            padding = padding.copy()
+            padding[:, 1:] = padding[:, 1:] // rows.step_bytes * step_bytes
+            rows = replace(rows, step_bytes=step_bytes)
+        normalise(block, into, scale)
+        if len(padding):
+            copy_pieces(into, rows, [], padding)
+        return into
 
 
 def _make_masks(buffers: Buffers, masks: Masks, number: int) -> Sequence[Tensor]:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from streamseq.core.boundaries import Boundaries
@@ -25,6 +27,7 @@ from streamseq.data.blocks import BlockReader
 from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
 from streamseq.data.limits import Limits, Needs, limits_within, usual_limits
+from streamseq.data.normalization import Scale, digest, emitted_dtype, find_scales
 from streamseq.data.requests import Emitted, View
 from streamseq.data.window import Window
 from streamseq.storage.chosen import choose
@@ -60,11 +63,18 @@ class StreamDataset(IterableDataset[Window]):
         longest: A longer sequence is cut into equal pieces of at most so many timesteps, each with a reset, which go to
             lanes like sequences, so that fewer lanes are idle at the end; None: no sequence is cut.
         rank, world_size: This process and how many there are; ranks own contiguous runs of lanes.
+        normalize: Values become (x - offset) / scale in float32 (of float64 in float64), channel by channel, and so do
+            lookaheads of them; NaN stays NaN, padding 0. True: the floating fields, by mean and standard deviation, as
+            `store.statistics` has them. A list: these fields so, integers too. A mapping from names to "standard" (the
+            same), "range" (by least and greatest value, to 0 and 1), `(offset, scale)` or `Statistics` (which leaves
+            integers alone). A scale of 0 counts as 1. The statistics of a store are of all of it: where some of it is
+            for validation, pass those of the rest, `ss.statistics(store, sequences=train)`.
         memory: The most that an iteration's windows and decoded chunks may take, in bytes or as text such as "500MB";
             windows that you keep yourself and the plan (8 to 12 bytes a sequence) come on top. None: blocks of about
             8 MB and two chunks for each lane, which is fastest.
 
     Raises:
+        StoreError: Statistics are needed to normalise, and the store has none.
         PlanError: Nothing to emit, fewer lanes than ranks, or not enough `memory`; when iterating with a loader that
             reads more blocks ahead than fit.
         KeyError: A field, or the id of a sequence, is not in the store.
@@ -108,6 +118,7 @@ class StreamDataset(IterableDataset[Window]):
         longest: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        normalize: object = None,
         memory: int | str | None = None,
     ) -> None:
         if not isinstance(store, Store):
@@ -128,7 +139,14 @@ class StreamDataset(IterableDataset[Window]):
             run=_run(store, emitted),
         )
         lane_start, lane_stop = lanes_of_rank(lanes, rank, world_size)
-        self._view = View(emitted=emitted, lane_start=lane_start, lane_stop=lane_stop, batch_first=bool(batch_first))
+        read = list(dict.fromkeys(each.field for each in emitted.values()))
+        self._view = View(
+            emitted=emitted,
+            lane_start=lane_start,
+            lane_stop=lane_stop,
+            batch_first=bool(batch_first),
+            scales=find_scales(store, read, normalize),
+        )
         # Chosen anew from each version: what can be gone through but once is kept as a list.
         self._sequences = sequences if sequences is None or hasattr(sequences, "to_pylist") else _listed(sequences)
         self._selection = choose(store, self._sequences)
@@ -159,10 +177,15 @@ class StreamDataset(IterableDataset[Window]):
         return Plan(
             self._selection,
             self._settings,
-            contents=self.store.fingerprint,
+            contents=self._contents(),
             epoch=self._cursor.epoch,
             boundaries=self._boundaries,
         )
+
+    def _contents(self) -> str:
+        """What says which values windows hold."""
+        scales, contents = self._view.scales, self.store.fingerprint
+        return f"{contents} normalized by {digest(scales)}" if scales else contents
 
     @property
     def plan(self) -> Plan:
@@ -199,6 +222,42 @@ class StreamDataset(IterableDataset[Window]):
     def batch_first(self) -> bool:
         """Whether lanes come before timesteps."""
         return self._view.batch_first
+
+    @property
+    def normalization(self) -> Mapping[str, Scale]:
+        """The fields that are normalised, with the offset and scale of each, float64 [*D].
+
+        They are those that the stream began with, also on a later version. As `normalize=` of another stream, of
+        validation data or of a run that goes on, they give the same values.
+        """
+        return dict(self._view.scales)
+
+    def denormalize(self, name: str, values: Any) -> Any:
+        """Values in the units of the store, such as predictions of a normalised target.
+
+        Args:
+            name: The name of a field or lookahead.
+            values: A tensor or array [..., *D]; of a tensor dtype, device and gradients stay.
+
+        Raises:
+            KeyError: Nothing of this name is emitted.
+
+        Example:
+            >>> import numpy as np, streamseq as ss
+            >>> store = ss.from_arrays({"a": {"x": np.float32([1, 3, 5])}})
+            >>> stream = ss.StreamDataset(store, lanes=1, window=3, normalize={"x": (1, 2)})
+            >>> stream[0]["x"].tolist(), stream.denormalize("x", stream[0]["x"]).tolist()
+            ([[0.0, 1.0, 2.0]], [[1.0, 3.0, 5.0]])
+        """
+        if name not in self._view.emitted:
+            raise KeyError(f"the stream emits {', '.join(self._view.emitted)}, not {name!r}")
+        scale = self._view.scales.get(self._view.emitted[name].field)
+        if scale is None:
+            return values
+        if isinstance(values, Tensor):
+            offset, by = (torch.as_tensor(each, dtype=values.dtype, device=values.device) for each in scale)
+            return values * by + offset
+        return np.asarray(values) * scale.scale + scale.offset
 
     @property
     def epoch(self) -> int:
@@ -250,7 +309,7 @@ class StreamDataset(IterableDataset[Window]):
         """
         # One more is filled, and one is looked at.
         blocks = ahead + 2
-        tensors = len(self._view.emitted)
+        tensors = len(self._view.emitted) + sum(self._is_converted(each.field) for each in self._view.emitted.values())
         if self._buffers.limit != blocks * tensors:
             self._buffers, self._mask_buffers = Buffers(blocks * tensors, all_at_once=True), Buffers(blocks)
         buffers = self._buffers, self._mask_buffers
@@ -260,7 +319,7 @@ class StreamDataset(IterableDataset[Window]):
     def _limits(self, blocks: int) -> Limits:
         view, plan = self._view, self.plan
         # With a byte for each timestep of the mask.
-        step_bytes = 1 + sum(self.store.fields[emitted.field].step_bytes for emitted in view.emitted.values())
+        step_bytes = 1 + sum(self._step_bytes(emitted.field) for emitted in view.emitted.values())
         needs = Needs(
             lanes=view.lanes,
             window_bytes=view.lanes * (plan.longest if self.window is None else self.window) * step_bytes,
@@ -270,6 +329,19 @@ class StreamDataset(IterableDataset[Window]):
             blocks=blocks,
         )
         return usual_limits(needs) if self._memory is None else limits_within(needs, self._memory)
+
+    def _is_converted(self, name: str) -> bool:
+        """Whether a field is emitted in another dtype than it is read in."""
+        field = self.store.fields[name]
+        return emitted_dtype(field, self._view.scales.get(name)) != field.dtype
+
+    def _step_bytes(self, name: str) -> int:
+        """Bytes that a timestep of a field takes in a block, with those that it is converted from."""
+        field = self.store.fields[name]
+        converted = (
+            field.step_bytes // field.dtype.itemsize * emitted_dtype(field, self._view.scales.get(name)).itemsize
+        )
+        return field.step_bytes + (converted if self._is_converted(name) else 0)
 
     def __iter__(self) -> Iterator[Window]:
         worker = get_worker_info()
@@ -436,7 +508,8 @@ class StreamDataset(IterableDataset[Window]):
             raise ResumeError(
                 f"the position was saved under plan {saved.fingerprint[:12]}, this stream has plan "
                 f"{here.fingerprint[:12]}: the store's contents, the sequences chosen, lanes, layout, split, "
-                "boundaries, tail, longest, shuffle and seed must be the same"
+                "boundaries, tail, longest, shuffle, seed and the numbers of normalize (stream.normalization) must be "
+                "the same"
             )
         if saved.window != here.window:
             raise ResumeError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from streamseq.core.plan import Plan
 from streamseq.core.runs import Runs
 from streamseq.core.tokens import StateToken, TokenRows
+from streamseq.data.normalization import Scale
 from streamseq.data.pieces import ZEROS, Rows
 from streamseq.storage.interface import Reader
 
@@ -49,12 +51,14 @@ class View:
         emitted: Name in the window -> what it holds.
         lane_start, lane_stop: The run of lanes.
         batch_first: Whether lanes come before timesteps.
+        scales: How fields of the store are normalised, by their names.
     """
 
     emitted: Mapping[str, Emitted]
     lane_start: int
     lane_stop: int
     batch_first: bool
+    scales: Mapping[str, Scale] = dataclass_field(default_factory=dict)
 
     @property
     def lanes(self) -> int:
