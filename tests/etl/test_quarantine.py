@@ -205,7 +205,7 @@ def test_a_store_that_is_all_of_a_bucket_is_refused_before_anything_is_read(fold
 
 KILLED = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_quarantine import CUT, Lines
 import streamseq as ss
 ss.ingest(Lines({inputs!r}), {address!r}, progress=lambda done, total: print(done, flush=True), **CUT)
@@ -218,7 +218,9 @@ def test_a_job_that_was_killed_has_all_of_it_in_the_end(folder):
         (folder / "in" / f"g{number:02d}").write_bytes(b"1\nbad %d\n" % number)
     wanted = [*WANTED, *((f"g{number:02d}", "line 2", b"bad %d\n" % number) for number in range(4, 40))]
     address = folder / "s.zarr"
-    code = KILLED.format(tests=str(Path(__file__).parent), inputs=str(folder / "in"), address=str(address))
+    code = KILLED.format(
+        tests=[str(path) for path in Path(__file__).parents[:2]], inputs=str(folder / "in"), address=str(address)
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
