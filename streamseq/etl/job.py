@@ -37,11 +37,16 @@ from streamseq.storage.shard_writer import Receipt
 from streamseq.storage.store import create
 
 if TYPE_CHECKING:
+    import dask.array
+    import dask.bag
+    import dask.dataframe
     from distributed import Client, Future
+
+    DaskCollection = dask.array.Array | Mapping[str, dask.array.Array] | dask.bag.Bag | dask.dataframe.DataFrame
 
 
 def ingest(
-    source: Source,
+    source: Source | DaskCollection,
     uri: str | os.PathLike[str],
     transforms: Iterable[object] = (),
     *,
@@ -68,12 +73,13 @@ def ingest(
     reason, num_bytes, and the bytes as `content`, or as `content_base64` where they are not UTF-8.
 
     Args:
-        source: Where the data comes from; see `streamseq.etl.source`.
+        source: Where the data comes from: see `streamseq.etl.source`; or a Dask array, bag or dataframe, or a dict of
+            arrays by field, with options as `ArrayCollection`, `BagCollection` or `FrameCollection` of `ss.etl`.
         uri: Where to put the store: a local path that all workers have, or a URL that fsspec knows such as
             `s3://bucket/plants.zarr`.
         transforms: What is done to the data on the way, in order: `streamseq.etl.transforms`, or functions of a dict of
             arrays.
-        client: A Dask client, whose workers do the work.
+        client: A Dask client, whose workers do the work. None: of a Dask collection, the current client if there is one.
         workers: Without a client, the number of threads of this process; None: one a core.
         scheduler: The address of a Dask scheduler to use instead.
         backend: "zarr" or "arrow"; None: by the suffix of the path, `.zarr` or `.arrow`.
