@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import streamseq as ss
 
@@ -34,12 +35,13 @@ command = f"ingest table {folder}/ett-*.csv --to {folder}/ett.zarr --sequence st
 subprocess.run([sys.executable, "-m", "streamseq", *command.split()], check=True)
 
 store = ss.open(folder / "ett.zarr")
-days = ss.splits.Calendar("time", every="day", unit="s")
-off = ss.splits.Gap("time", longer_than=3_600)  # the state begins anew after it
-stream = ss.StreamDataset(store, lanes=3, window=24, split=ss.splits.Domain([days, off]), lookahead={"next": ("x", 1)})
+days, off = ss.splits.Calendar("time", every="day", unit="s"), ss.splits.Gap("time", longer_than=3_600)
+split = ss.splits.Domain([days, off])  # the state goes on into a new day, and begins anew after a gap
+stream = ss.StreamDataset(store, lanes=3, window=24, split=split, normalize=True, lookahead={"next": ("x", 1)})
 for window in stream:
-    x, target, mask = window["x"], window["next"], window.mask  # [3, 24, 7], what comes an hour later, and [3, 24]
+    x, target, mask = window["x"], window["next"], window.mask  # [3, 24, 7] twice, and bool [3, 24]
 
-    hours = window["time"] % 86_400 // 3_600
-    assert (hours == np.arange(24)).all()  # midnight to 23:00
-print(f"{len(stream)} windows {tuple(x.shape)}, each of them a day of {store.ids.to_pylist()}")
+hours = torch.stack([window["time"] % 86_400 // 3_600 for window in stream])
+values = torch.cat([window["x"].flatten(0, 1) for window in stream])
+print(f"{len(stream)} windows of {x.shape[0]} stations, each a day from {hours.min()}:00 to {hours.max()}:00")
+print(f"channels have means within {values.mean(0).abs().max():.4f} of 0, deviations near {values.std(0).mean():.4f}")

@@ -17,7 +17,10 @@ RUNS = {
     "predict.py": ([], "most surprising: timestep 400 of wave-33"),
     "copy_task.py": (["10"], "K = 20: test perplexity"),
     "influence_balancing.py": ([], "updates: the wrong way"),
-    "sensor_days.py": ([], "120 windows (3, 24, 7), each of them a day"),
+    "sensor_days.py": (
+        [],
+        "120 windows of 3 stations, each a day from 0:00 to 23:00\nchannels have means within 0.0000 of 0",
+    ),
 }
 
 
