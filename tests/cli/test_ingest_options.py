@@ -1,6 +1,7 @@
 """Options of every ingestion: transforms, workers, what happens at errors, and Ctrl-C."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import click
 import numpy as np
 import pytest
+from distributed import LocalCluster
 
 import streamseq as ss
 from streamseq import cli
@@ -109,3 +111,15 @@ def test_ctrl_c_reaches_all_processes_is_one_line_and_the_next_run_goes_on(tmp_p
     report = json.loads(again.stdout)
     assert 0 < report["partitions_done_before"] < report["partitions"]
     assert report["timesteps"] == 60 * 60_000 - (60_000 if where == "processes" else 0)
+
+
+def test_the_dashboard_of_a_scheduler_is_named_on_standard_error(run, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"abc")
+    with LocalCluster(
+        n_workers=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+    ) as cluster:
+        where = ["--scheduler", cluster.scheduler_address]
+        code, out, err = run("text", "a.txt", "--to", "s.zarr", "--json", *where)
+        assert (code, len(out.splitlines())) == (0, 1)
+        assert err.splitlines()[0] == f"ingest: Dask's dashboard is at {cluster.dashboard_link}"
+        assert run("text", "a.txt", "--to", "t.zarr", "--quiet", "--json", *where)[2] == ""
