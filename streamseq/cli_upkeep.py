@@ -10,7 +10,7 @@ import click
 
 _NOT_WELL = 1
 # What the log of a store says did it.
-_COMPACT, _REPAIR = "streamseq compact", "streamseq repair"
+_COMPACT, _REPAIR, _INFO = "streamseq compact", "streamseq repair", "streamseq info"
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -69,11 +69,21 @@ def log(store: str, as_json: bool) -> None:
 @click.command()
 @click.argument("store")
 @click.option("--version", type=click.IntRange(min=1), help="The version to look at.  [default: the newest]")
+@click.option("--compute", is_flag=True, help="Compute statistics where none are kept; a new version keeps them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
-def info(store: str, version: int | None, as_json: bool) -> None:
-    """Say what STORE holds and how: fields, lengths, backend, codecs, versions, shards, bytes."""
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def info(store: str, version: int | None, compute: bool, as_json: bool, quiet: bool) -> None:
+    """Say what STORE holds and how: fields and their values, lengths, backend, codecs, versions, shards, bytes."""
     from streamseq.storage.summary import info as read
 
+    if compute:
+        from streamseq.etl.progress import Progress
+        from streamseq.storage.describe import describe
+
+        if version is not None:
+            raise click.UsageError("statistics are computed of the newest version: use --compute or --version")
+        with Progress("info", "timestep") as progress:
+            describe(store, job=_INFO, progress=None if quiet else progress)
     found = read(store, version)
     click.echo(json.dumps(found.as_dict()) if as_json else str(found))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.figures import Figures, figure_lines, figures
 from streamseq.storage.place import Place, place_of
 from streamseq.storage.version import FORMAT_VERSION
 
@@ -26,6 +27,9 @@ class FieldInfo:
         chunk_timesteps: Timesteps that are decoded at once.
         bytes: Its size as it is stored.
         decoded_bytes: Its size in memory.
+        statistics: count, missing, infinite, min, 25%, median, 75%, max, mean and std of the values, each a list with
+            one number a channel, None where there is none; without quartiles where there are too many channels. None:
+            none are kept.
     """
 
     name: str
@@ -35,6 +39,7 @@ class FieldInfo:
     chunk_timesteps: int
     bytes: int
     decoded_bytes: int
+    statistics: Figures | None
 
     @property
     def ratio(self) -> float:
@@ -132,6 +137,8 @@ class Info:
                 f"{field.name}: {field.dtype}{shape}, {field.codec}, chunks of {field.chunk_timesteps:,} timesteps, "
                 f"{field.bytes:,} bytes for {field.decoded_bytes:,} ({field.ratio:.2f} times smaller)"
             )
+            if field.statistics is not None:
+                lines += [f"  {line}" for line in figure_lines(field.statistics, field.shape)]
         return "\n".join(lines)
 
 
@@ -143,6 +150,8 @@ def info(
 ) -> Info:
     """Say what a version of a store holds and how it is stored. Of the shards nothing is read.
 
+    Statistics of the values are those that the version keeps: `ss.describe` computes them where there are none.
+
     Args:
         uri: Where the store lies.
         version: The version; None: the newest one.
@@ -151,7 +160,7 @@ def info(
 
     Raises:
         StoreError: There is no store, or no such version.
-        CorruptionError: The version file or the tables are not what was written.
+        CorruptionError: The version file, the tables or the statistics are not what was written.
 
     Example:
         >>> import tempfile, numpy as np, streamseq as ss
@@ -162,6 +171,8 @@ def info(
         ...     found = ss.info(folder + "/plants.zarr")
         >>> found.sequences, found.lengths["max"], found.fields[0].codec, found.decoded_bytes
         (2, 2.0, 'zstd', 3)
+        >>> found.fields[0].statistics["mean"], found.fields[0].statistics["median"]
+        ([2.0], [2.0])
     """
     store = DiskStore(place_of(uri, storage_options), version)
     snapshot, layout = store.snapshot, store.layout
@@ -173,6 +184,7 @@ def info(
         lengths = {"min": least, "25%": low, "median": middle, "mean": mean, "75%": high, "max": most}
         held = np.flatnonzero(store.lengths)
         scattered = int(np.count_nonzero(store.catalogue.rows.single_rows(held) < 0))
+    statistics = store.statistics or {}
     fields = [
         FieldInfo(
             name=name,
@@ -182,6 +194,7 @@ def info(
             chunk_timesteps=layout.chunk_timesteps[name],
             bytes=sum(shard.fields[name].num_bytes for shard in snapshot.shards),
             decoded_bytes=snapshot.num_timesteps * field.step_bytes,
+            statistics=figures(statistics[name]) if name in statistics else None,
         )
         for name, field in layout.fields.items()
     ]
