@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -126,12 +127,13 @@ class Pool:
 
 
 @contextmanager
-def connect(workers: Workers, *, threads: bool = True) -> Iterator[Pool]:
+def connect(workers: Workers, *, threads: bool = True, tasks: int | None = None) -> Iterator[Pool]:
     """Yield the pool of a job; a client or cluster that was made for it is closed at the end.
 
     Args:
         workers: Which workers.
         threads: Whether workers of this machine are threads of this process, or processes.
+        tasks: How many tasks there are, for as many workers of this machine at most; None: nobody knows.
 
     Raises:
         StreamseqError: No scheduler answers at the address.
@@ -143,7 +145,7 @@ def connect(workers: Workers, *, threads: bool = True) -> Iterator[Pool]:
         with Client(workers.scheduler, set_as_default=False) as remote:
             yield Pool(remote)
     else:
-        number = workers.threads or os.cpu_count() or 1
+        number = min(workers.threads or os.cpu_count() or 1, tasks or sys.maxsize)
         with (
             dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}),
             _cluster_of_this_machine(number, threads) as cluster,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from streamseq.etl.attempts import Attempts
 from streamseq.etl.collections_blocks import BlockInput, BlockReader, BlockSource, Collection, Key
@@ -101,6 +101,11 @@ class Slices:
             self._held.pop(key, None)
 
 
+def is_collection(source: object) -> TypeGuard[Collection | TransformedCollection]:
+    """Whether a source is a Dask collection, transformed or not."""
+    return isinstance(source, Collection | TransformedCollection)
+
+
 def block_tasks(
     pool: Pool,
     source: object,
@@ -110,7 +115,7 @@ def block_tasks(
     writing: tuple[Place, ShardLayout, Attempts, Ledger | None],
 ) -> BlockTasks | None:
     """The tasks of a job, if its source is a collection; None for other sources."""
-    if not isinstance(source, Collection | TransformedCollection):
+    if not is_collection(source):
         return None
     place, layout, attempts, ledger = writing
     job = BlockJob(source=_for_workers(source), place=place, layout=layout, attempts=attempts, ledger=ledger)

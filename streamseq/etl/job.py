@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from streamseq.core.errors import StoreError
 from streamseq.etl.attempts import Attempts
 from streamseq.etl.collections import prepared
-from streamseq.etl.collections_run import block_tasks, gone_through_again
+from streamseq.etl.collections_run import block_tasks, gone_through_again, is_collection
 from streamseq.etl.identity import job_key, partition_keys
 from streamseq.etl.ledger import Ledger
 from streamseq.etl.quarantine import Quarantine
@@ -80,7 +80,8 @@ def ingest(
         transforms: What is done to the data on the way, in order: `streamseq.etl.transforms`, or functions of a dict of
             arrays.
         client: A Dask client, whose workers do the work. None: of a Dask collection, the current client if there is one.
-        workers: Without a client, the number of threads of this process; None: one a core.
+        workers: Without a client, the number of workers on this machine, at most one a task: threads of this process,
+            or processes where the source or a transform holds Python's lock (`source.threads`). None: one a core.
         scheduler: The address of a Dask scheduler to use instead.
         backend: "zarr" or "arrow"; None: by the suffix of the path, `.zarr` or `.arrow`.
         chunk_bytes: Decoded bytes a chunk of one field; None: 1 MiB.
@@ -303,7 +304,8 @@ def _run(
     # Here, for a source that is refused should be so at once: importing this takes longer than anything before it.
     from streamseq.etl.cluster import connect
 
-    with connect(workers, threads=getattr(source, "threads", True)) as pool:
+    tasks = None if is_collection(source) else len(open_)
+    with connect(workers, threads=getattr(source, "threads", True), tasks=tasks) as pool:
         flying: dict[Future[TaskResult], int] = {}
         theirs = workers.client is not None or workers.scheduler is not None
         if note is not None and theirs and pool.dashboard is not None:

@@ -273,3 +273,22 @@ def test_partitions_are_shards_unless_there_are_few():
     assert partition_bytes(10, shard) == 4 << 20
     assert partition_bytes(10, 1000) == 1000
     assert partition_bytes(33 * 32 << 20, shard) == 33 << 20
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_no_more_workers_are_started_than_there_are_tasks(tmp_path, monkeypatch, threads):
+    from streamseq.etl import cluster
+
+    started = []
+
+    class Counting(LocalCluster):
+        def __init__(self, **options):
+            started.append((options["n_workers"], options["threads_per_worker"]))
+            super().__init__(**{**options, "processes": False})
+
+    monkeypatch.setattr(cluster, "LocalCluster", Counting)
+    source = Numbers([piece("a", 0, 9)], [piece("b", 0, 9)])
+    source.threads = threads
+    ss.ingest(source, tmp_path / "s.zarr", workers=7, **CUT)
+    ss.ingest(source, tmp_path / "t.zarr", workers=1, **CUT)
+    assert started == ([(1, 2), (1, 1)] if threads else [(2, 1), (1, 1)])
