@@ -94,7 +94,8 @@ def preview(
 
     Lanes are rows over emitted time, sequences coloured runs, and vertical lines the borders of windows. Above them are
     values of a field in one lane, up to three channels. Of the store no more is read than these values, and ids
-    that there is room for; at most 32 lanes are drawn.
+    that there is room for; an id that the font cannot write is the number of its sequence, #3. At most 32 lanes are
+    drawn.
 
     Args:
         stream: What is drawn, in its current epoch.

@@ -73,6 +73,22 @@ def test_data_that_changed_is_looked_through_again(folder):
     assert positions(folder) == {"a": [4], "b": [4], "c": [1]}
 
 
+def test_a_store_that_is_written_anew_meanwhile_is_not_marked_with_what_was_there(folder, monkeypatch):
+    run(folder)
+    find = marking.find_boundaries
+
+    def slowly(*args):
+        found = find(*args)
+        (folder / "texts" / "b").write_text("thr\nee")
+        run(folder)
+        return found
+
+    monkeypatch.setattr(marking, "find_boundaries", slowly)
+    with pytest.raises(ss.VersionConflictError, match=r"version 2 of .* has others \(replace\)"):
+        ss.mark(folder / "texts.zarr", "lines", LINES)
+    assert ss.open(folder / "texts.zarr").boundary_names == []
+
+
 @pytest.mark.parametrize(
     ("boundaries", "error", "match"),
     [
