@@ -252,6 +252,9 @@ class ArrayReader:
         """The bytes of the chunks."""
         return sum(map(self.num_bytes, block)) if isinstance(block, list) else int(block.nbytes)
 
+    def times(self, blocks: Sequence[Block]) -> None:
+        """None: chunks have no times to be in the order of."""
+
     def runs(self, block: Block) -> list[Run]:
         """The length of a chunk of the first array."""
         return [(self.ids[0], int(block[0].shape[self.axes[0].time]))]

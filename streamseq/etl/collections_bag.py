@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamseq.core.fields import Field, check_fields
-from streamseq.etl.collections_blocks import BlockSpan, Key, Run
+from streamseq.etl.collections_blocks import Block, BlockSpan, Key, Run
 from streamseq.etl.collections_partitions import PartitionedCollection
 from streamseq.etl.source import Piece, SourceError
 from streamseq.etl.transforms_base import num_steps
@@ -106,6 +106,9 @@ class BagReader:
     def num_bytes(self, block: Any) -> int:
         """The bytes of the arrays."""
         return sum(np.asarray(values).nbytes for item in block for values in piece_of(item).arrays.values())
+
+    def times(self, blocks: Sequence[Block]) -> None:
+        """None: items have no times to be in the order of."""
 
     def runs(self, block: Any) -> list[Run]:
         """The sequences of a partition, one after the other."""

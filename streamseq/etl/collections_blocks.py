@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 
 from streamseq.core.fields import Field
 from streamseq.etl.source import Partition, Piece, Skipped
+from streamseq.etl.task_result import Times
 
 #: The name of a block in a Dask graph.
 Key = Any
@@ -72,6 +73,10 @@ class BlockReader(Protocol):
 
     def num_bytes(self, block: Block) -> int:
         """The bytes of the fields in a block."""
+        ...
+
+    def times(self, blocks: Sequence[Block]) -> Times | None:
+        """The first and the last time of blocks whose timesteps have to be in the order of one; None: they do not."""
         ...
 
     def runs(self, block: Block) -> list[Run]:

@@ -14,6 +14,7 @@ from streamseq.core.fields import Field, check_fields
 from streamseq.etl.collections_blocks import BlockSpan, Key, Run
 from streamseq.etl.collections_partitions import PartitionedCollection
 from streamseq.etl.source import Piece, SourceError
+from streamseq.etl.task_result import TaskResult, Times
 
 if TYPE_CHECKING:
     import dask.dataframe
@@ -144,9 +145,9 @@ class FrameReader:
 
     def _check_times(self, id: str, times: NDArray[Any], number: int, start: int) -> None:
         # Not "later is smaller": a NaN compares with nothing.
-        wrong = np.flatnonzero(~(times[1:] >= times[:-1]))
+        wrong = np.flatnonzero(~(times >= np.concatenate([times[:1], times[:-1]])))
         if wrong.size:
-            row = start + int(wrong[0]) + 1
+            row = start + int(wrong[0])
             raise SourceError(
                 f"rows of a sequence are in the order of {self.time_column!r}, row {row} of partition {number} goes "
                 f"back in sequence {id!r}: sort the dataframe"
@@ -160,6 +161,14 @@ class FrameReader:
         """The bytes of the columns that are fields."""
         names = list(dict.fromkeys(name for _, several, _ in self.columns for name in several))
         return int(block[names].memory_usage(index=False).sum())
+
+    def times(self, blocks: Sequence[pandas.DataFrame]) -> Times | None:
+        """The sequence and the time of the first row and of the last one."""
+        frames = [block for block in blocks if len(block)]
+        if self.time_column is None or not frames:
+            return None
+        first, last = (_values(frame[self.time_column], 0) for frame in (frames[0], frames[-1]))
+        return self.runs(frames[0])[0][0], first[0].item(), self.runs(frames[-1])[-1][0], last[-1].item()
 
     def runs(self, block: pandas.DataFrame) -> list[Run]:
         """The sequences of a partition, one after the other.
@@ -179,6 +188,28 @@ class FrameReader:
         values = ids.to_numpy(dtype=object)
         starts = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
         return [(str(values[a]), b - a) for a, b in itertools.pairwise(starts)]
+
+
+def check_times(results: Sequence[TaskResult]) -> None:
+    """Check that a sequence that goes on in another partition goes on in time.
+
+    Args:
+        results: Those of all partitions, in order.
+
+    Raises:
+        SourceError: It goes back.
+    """
+    before: tuple[str, float] | None = None
+    for result in results:
+        if result.times is None:
+            continue
+        id, first, last_id, last = result.times
+        if before is not None and before[0] == id and first < before[1]:
+            raise SourceError(
+                f"rows of a sequence are in the order of their times, {id!r} has {before[1]} at the end of a partition "
+                f"and {first} in the next one: sort the dataframe"
+            )
+        before = last_id, last
 
 
 def _columns(

@@ -10,9 +10,9 @@ from streamseq.etl.attempts import Attempts
 from streamseq.etl.collections_blocks import Block, BlockSource, BlockSpan
 from streamseq.etl.collections_transformed import TransformedCollection
 from streamseq.etl.ledger import Ledger
-from streamseq.etl.source import Partition, Piece, Skipped
+from streamseq.etl.source import Partition, Piece, Skipped, Source
 from streamseq.etl.task import run_task
-from streamseq.etl.task_result import TaskResult
+from streamseq.etl.task_result import TaskResult, Times
 from streamseq.etl.transformed_sequence import TransformedSequence
 from streamseq.etl.transformed_source import TaskContent
 from streamseq.storage.layout import ShardLayout
@@ -62,8 +62,8 @@ def write_blocks(job: BlockJob, partition: Partition, key: str, blocks: Sequence
         SourceError: What the collection holds does not fit its fields, or an id comes back.
         JobEndedError: The job has ended meanwhile.
     """
-    source, partition = _given(job, partition, blocks)
-    return run_task(source, partition, job.place, job.layout, job.attempts, job.ledger, key)
+    source, partition, times = _given(job, partition, blocks)
+    return _written(job, source, partition, key, times)
 
 
 def write_in_order(
@@ -82,15 +82,14 @@ def write_in_order(
         blocks: Those of each of its spans.
         before: What this returned for the partition before, if a sequence goes on from there.
     """
-    source, partition = _given(job, partition, blocks)
+    source, partition, times = _given(job, partition, blocks)
     assert isinstance(source, TransformedCollection)
     # Dask may try the task again, or has another use for it: what it was given stays as it is.
     shared = {id(transform): transform for transform in source.transforms}
     through = _Through(source, None if before is None else copy.deepcopy(before[1], shared))
     done = None if job.ledger is None else next((result for _, result in job.ledger.find([key])), None)
     if done is None:
-        result = run_task(through, partition, job.place, job.layout, job.attempts, job.ledger, key)
-        return result, through.carried
+        return _written(job, through, partition, key, times), through.carried
     for _ in through.read(partition):
         job.attempts.check()
     return done, through.carried
@@ -113,12 +112,18 @@ class _Through:
         self.carried = yield from self._source.read_on(partition, self.carried)
 
 
+def _written(job: BlockJob, source: Source, partition: Partition, key: str, times: Times | None) -> TaskResult:
+    """Write as any task does, with a receipt that says the times of the rows too."""
+    result = replace(run_task(source, partition, job.place, job.layout, job.attempts, None, key), times=times)
+    return result if job.ledger is None else job.ledger.put(key, result)
+
+
 def _given(
     job: BlockJob, partition: Partition, blocks: Sequence[Sequence[Block]]
-) -> tuple[BlockSource | TransformedCollection, Partition]:
-    """The source with its blocks, and the partition with the bytes that it turned out to have."""
+) -> tuple[BlockSource | TransformedCollection, Partition, Times | None]:
+    """The source with its blocks, the partition with the bytes that it turned out to have, and its times."""
     own, following = spans_of(partition)
     source = job.source.with_blocks(dict(zip([*own, *following], blocks, strict=True)))
     reader = job.source.reader
-    num_bytes = sum(reader.num_bytes(block) for several in blocks[: len(own)] for block in several)
-    return source, replace(partition, num_bytes=num_bytes)
+    flat = [block for several in blocks[: len(own)] for block in several]
+    return source, replace(partition, num_bytes=sum(map(reader.num_bytes, flat))), reader.times(flat)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from streamseq.core.errors import StoreError
 from streamseq.etl.attempts import Attempts
 from streamseq.etl.collections import prepared
+from streamseq.etl.collections_frame import check_times
 from streamseq.etl.collections_run import block_tasks, gone_through_again, is_collection
 from streamseq.etl.identity import job_key, partition_keys
 from streamseq.etl.ledger import Ledger
@@ -79,7 +80,7 @@ def ingest(
             `s3://bucket/plants.zarr`.
         transforms: What is done to the data on the way, in order: `streamseq.etl.transforms`, or functions of a dict of
             arrays.
-        client: A Dask client, whose workers do the work. None: of a Dask collection, the current client if there is one.
+        client: A Dask client, whose workers do the work. None: for Dask collections, the current one, if any.
         workers: Without a client, the number of workers on this machine, at most one a task: threads of this process,
             or processes where the source or a transform holds Python's lock (`source.threads`). None: one a core.
         scheduler: The address of a Dask scheduler to use instead.
@@ -138,6 +139,7 @@ def ingest(
         results = _run(source, partitions, keys, layout, staged, chosen, progress, note)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
+        check_times(results)
         if isinstance(source, TransformedSource):
             source.check_ids(partitions, [receipt.ids for receipt in receipts])
         if not any(receipt.num_timesteps for receipt in receipts):

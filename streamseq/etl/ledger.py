@@ -117,6 +117,7 @@ def _content(result: TaskResult) -> bytes:
         "pieces": receipt.pieces.tolist(),
         "statistics": None if receipt.statistics is None else receipt.statistics.decode(),
         "bytes_in": result.bytes_in,
+        "times": result.times,
         "skipped": [
             {
                 "what": item.what,
@@ -163,7 +164,13 @@ def _parse(content: bytes, layout: ShardLayout) -> TaskResult:
             Skipped(**{**item, "content": None if item["content"] is None else base64.b64decode(item["content"])})
             for item in document["skipped"]
         )
-        return TaskResult(receipt=receipt, skipped=skipped, bytes_in=int(document["bytes_in"]))
+        times = document["times"]
+        return TaskResult(
+            receipt=receipt,
+            skipped=skipped,
+            bytes_in=int(document["bytes_in"]),
+            times=None if times is None else tuple(times),
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"it is no receipt: {error}") from None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from streamseq.etl.source import Skipped
 from streamseq.storage.shard_writer import Receipt
 
+Times = tuple[str, float, str, float]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
@@ -17,9 +19,11 @@ class TaskResult:
         skipped: What it left out.
         bytes_in: The bytes of input that went in.
         seconds: How long it took; 0.0 where an earlier run did it.
+        times: Of rows that have to be in the order of a column: the id and the time of the first, and of the last.
     """
 
     receipt: Receipt
     skipped: tuple[Skipped, ...]
     bytes_in: int
     seconds: float = 0.0
+    times: Times | None = None

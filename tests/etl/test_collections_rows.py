@@ -16,7 +16,7 @@ from support.transforms import FIELDS, HALO, IN_ORDER, STEPWISE, TIMED, values
 
 import streamseq as ss
 from streamseq.etl import BagCollection, FrameCollection, Piece, SourceError
-from streamseq.etl.transforms import Filter
+from streamseq.etl.transforms import Filter, Scan
 
 CUT = {"chunk_bytes": 80, "shard_bytes": 800}
 chains = st.lists(st.sampled_from([*STEPWISE, *HALO, *IN_ORDER]), max_size=2) | st.sampled_from(TIMED).map(
@@ -28,6 +28,9 @@ chains = st.lists(st.sampled_from([*STEPWISE, *HALO, *IN_ORDER]), max_size=2) | 
 def at_once(monkeypatch):
     """Tasks run in this thread."""
     monkeypatch.setattr("streamseq.etl.cluster.connect", connect)
+
+
+IN_ORDER_OF_X = [Scan(lambda total, arrays: (total, arrays), 0, threads=True)]
 
 
 def check(store, sequences, chain):
@@ -130,6 +133,20 @@ def test_dates_are_nanoseconds(tmp_path):
         expected = dates.to_numpy().astype("datetime64[ns]").astype(np.int64)
         np.testing.assert_array_equal(read["utc"], expected)
         np.testing.assert_array_equal(read["zone"], expected)
+
+
+def test_times_go_on_from_one_partition_to_the_next(tmp_path):
+    rows = pd.DataFrame({"t": [1, 2, 5, 4, 6, 7], "x": range(6)})
+    for name, transforms in (("a", []), ("b", [Filter("x", [1.0, 1.0, 1.0])]), ("c", IN_ORDER_OF_X)):
+        for edges in ([3], [3, 3, 3]):
+            source = FrameCollection(partitioned(rows, edges), time_column="t")
+            with pytest.raises(SourceError, match="'0' has 5 at the end of a partition and 4 in the next one"):
+                ss.ingest(source, tmp_path / f"{name}.zarr", transforms, workers=1)
+            # The receipts of an earlier run say it too.
+            with pytest.raises(SourceError, match="'0' has 5 at the end"):
+                ss.ingest(source, tmp_path / f"{name}.zarr", transforms, workers=1)
+    good = FrameCollection(partitioned(rows.sort_values("t"), [2, 2, 4]), time_column="t")
+    assert ss.ingest(good, tmp_path / "good.zarr", workers=1).timesteps == 6
 
 
 ROWS = pd.DataFrame({"id": list("aabb"), "t": [1.0, 2.0, 1.0, 2.0], "x": [1, 2, 3, 4]})

@@ -60,6 +60,6 @@ class SynchronousPool:
 
 
 @contextmanager
-def connect(workers: object, *, threads: bool = True) -> Iterator[SynchronousPool]:
+def connect(workers: object, **how: object) -> Iterator[SynchronousPool]:
     """A stand-in for `streamseq.etl.cluster.connect`."""
     yield SynchronousPool()
