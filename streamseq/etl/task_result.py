@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamseq.etl.source import Skipped
-from streamseq.storage.shard_writer import Receipt
+
+if TYPE_CHECKING:
+    # Here, for sources name what tasks hand back, and a command's help needs no pyarrow.
+    from streamseq.storage.shard_writer import Receipt
 
 Times = tuple[str, float, str, float]
 
