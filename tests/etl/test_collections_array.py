@@ -1,6 +1,8 @@
 """Dask arrays as a source: the same store as of the values themselves, for any chunks, axes, transforms and workers."""
 
 import logging
+import os
+import signal
 import time
 from functools import reduce
 
@@ -312,6 +314,33 @@ def test_what_goes_wrong_in_the_collection_is_raised_and_nothing_is_left(tmp_pat
     nothing = da.from_array(VALUES, chunks=(50, 4))
     with pytest.raises(SourceError, match="at least one timestep"):
         ss.ingest(nothing[nothing[:, 0] < 0], tmp_path / "s.zarr", client=client, **CUT)
+
+
+def test_a_worker_that_dies_loses_what_it_had_and_nothing_else(tmp_path):
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        array = da.arange(40_000, chunks=1000).reshape(10_000, 4)
+        array = array - array.mean(axis=0)
+        pids: list[int] = []
+
+        def kill(done, total):
+            if done > total / 3 and pids:
+                os.kill(pids.pop(), signal.SIGKILL)
+                pids.clear()
+
+        pids.extend(client.run(os.getpid).values())
+        options = {"client": client, "chunk_bytes": 1000, "shard_bytes": 8000}
+        transforms = [Scan(running, np.zeros(4))]
+        killed = ss.ingest(array, tmp_path / "killed.zarr", transforms, progress=kill, **options)
+        assert not pids
+        whole = ss.ingest(array, tmp_path / "whole.zarr", transforms, **options)
+        assert ss.open(killed.store).fingerprint == ss.open(whole.store).fingerprint
+        shards = [len(list((tmp_path / name / "shards").glob("*-*"))) for name in ("killed.zarr", "whole.zarr")]
+        assert shards[0] == shards[1]
 
 
 def test_no_data_comes_to_the_client(tmp_path, monkeypatch):
