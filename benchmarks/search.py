@@ -40,8 +40,9 @@ def seconds(store: Path, folder: Path, workers: int, timesteps: int) -> float:
 
 def section(rounds: int, timesteps: int) -> str:
     """The section of docs/benchmarks.md."""
-    import streamseq as ss
     from streamseq_pipelines.text import TextSource
+
+    import streamseq as ss
 
     took: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,8 +55,8 @@ def section(rounds: int, timesteps: int) -> str:
     return (
         "## Searches\n\n"
         f"`python benchmarks/search.py --rounds {rounds} --timesteps {timesteps}`: four candidates of {timesteps:,} "
-        f"timesteps each, Dask workers of one thread. Two workers take {ratio(took[2], took[1]):.2f} of the time of one "
-        f"({statistics.median(took[1]):.0f} s; medians of {rounds} turns).\n"
+        f"timesteps each, Dask workers of one thread. Two workers take {ratio(took[2], took[1]):.2f} of the time of "
+        f"one ({statistics.median(took[1]):.0f} s; medians of {rounds} turns).\n"
     )
 
 
