@@ -101,6 +101,7 @@ def test_what_is_drawn_is_what_windows_hold(pictures, data, stream):
     shown = [stream[step] for step in range(first, min(len(stream), first + windows))]
     assert seen.windows_drawn == len(shown)
     assert np.diff(picture.borders).tolist() == [window.num_steps for window in shown]
+    assert np.array_equal(np.lexsort((strips.begin, strips.lane)), np.arange(len(strips.lane)))
     # The id and position at every emitted timestep of every lane, -1 where there is none, from both.
     drawn = np.full((stream.lanes, int(picture.borders[-1]), 2), -1)
     for row in range(len(strips.lane)):
@@ -162,6 +163,15 @@ def test_no_more_is_read_than_the_values_that_are_drawn(pictures, tmp_path, monk
     monkeypatch.setattr(previewing, "_MOST_VALUES", 9)
     ss.preview(stream, "p.png")
     assert pictures[-1].values is None
+
+
+def test_a_lane_that_begins_beside_a_boundary_does_not_begin_at_it(pictures):
+    for position, at in ((5, 1), (4, 0), (6, 0)):
+        split = ss.splits.Domain({"plant-0": [position]})
+        ss.preview(ss.StreamDataset(store_of([10]), 2, 8, split=split, layout="even"), "p.png")
+        strips = pictures[-1].strips
+        lane = pictures[-1].boundary[(strips.lane == 1) & (strips.start == 5)]
+        assert lane.tolist() == [bool(at)]
 
 
 def test_a_lane_without_timesteps_has_no_values(tmp_path):

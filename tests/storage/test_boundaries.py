@@ -142,6 +142,21 @@ def test_what_is_appended_is_not_covered_and_what_was_there_still_is(uri):
     assert ss.StreamDataset(ss.open(uri), 1, 4, split=split).plan.boundaries.position.tolist() == [2, 4, 5]
 
 
+def test_an_empty_sequence_that_was_added_is_covered_once_they_are_found_again(uri):
+    ss.mark(uri, "days", DAYS)
+    with ss.append(uri) as writer:
+        writer.write("none", time=times(), x=np.zeros(0, np.uint8))
+        writer.append("b", time=times(), x=np.zeros(0, np.uint8))
+    assert ss.StreamDataset(ss.open(uri), 1, 4, split=ss.splits.Domain("days")).plan.boundaries.position.tolist() == [
+        2,
+        4,
+    ]
+    with pytest.raises(KeyError, match="cover 0 of 0 timesteps of 'none'"):
+        ss.open(uri).boundaries("days")["none"]
+    assert ss.mark(uri, "days", DAYS) == 4
+    assert ss.open(uri).boundaries("days")["none"].positions.tolist() == []
+
+
 def test_a_stream_that_moves_to_a_version_that_is_not_covered_stays(uri):
     ss.mark(uri, "days", DAYS)
     stream = ss.StreamDataset(ss.open(uri), 1, 4, split=ss.splits.Domain("days"))
@@ -282,6 +297,8 @@ def written(lengths=LENGTHS, sequence=(0, 2), counts=(2, 1), position=(3, 8, 1))
         (written(position=(3, 8, 0)), "do not ascend"),
         (written(sequence=(1, 2), counts=(1, 2), position=(0, 1, 2)), "more boundaries than it has room for"),
         (written(position=(2**62, 2**63 - 1, 2**63 - 1)), "outside"),
+        # Steps whose sum has become a small number again.
+        (written(counts=(3, 1), position=(2**63 - 1, -2, 2, 1)), "outside"),
     ],
 )
 def test_broken_bytes_are_refused(content, match):
