@@ -1,4 +1,4 @@
-"""ETL: sources of raw data, the Dask job that writes them into a store, and stores as Dask arrays."""
+"""ETL: sources of raw data, Dask collections among them, the job that writes them, and stores as Dask arrays."""
 
 from streamseq.etl import transforms
 from streamseq.etl.collections_array import ArrayCollection

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
@@ -75,6 +75,25 @@ class Pool:
         """Start tasks that depend on each other, or on what is on the workers; return what some of them will have."""
         futures: list[Future[Any]] = self._client.get(tasks, wanted, sync=False)
         return futures
+
+    def check_collections(self, collections: Sequence[Any]) -> None:
+        """Check that Dask collections are on this cluster, where they have been persisted.
+
+        Raises:
+            ValueError: One is on another.
+            StreamseqError: One is on none any more.
+        """
+        here = _address(self._client)
+        try:
+            clients = {future.client for future in distributed.futures_of(list(collections))}
+        except CancelledError:
+            raise _lost() from None
+        for there in map(_address, clients):
+            if there != here:
+                raise ValueError(
+                    f"a persisted collection is written where it lies, this one is at {there} and the job at {here}: "
+                    "pass its client"
+                )
 
     def wait(self, futures: list[Future[Any]]) -> set[Future[Any]]:
         """Return the tasks that have ended; none where none has for a few seconds.
@@ -199,6 +218,10 @@ def _look_for_scheduler(address: str) -> None:
         raise StreamseqError(
             f"no Dask scheduler answers at {address!r}: give one like tcp://host:8786 ({error})"
         ) from None
+
+
+def _address(client: Client) -> str:
+    return "no scheduler any more" if client.scheduler is None else str(client.scheduler.address)
 
 
 def _lost() -> StreamseqError:

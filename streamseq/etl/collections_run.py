@@ -50,6 +50,7 @@ class BlockTasks:
         wanted: Sequence[int],
     ) -> None:
         collection = source.collection if isinstance(source, TransformedCollection) else source
+        pool.check_collections(collection.dask_collections)
         layer = Layer(collection.dask_collections, collection.reader)
         outputs: dict[int, Key] = {}
         before: Key | None = None
@@ -135,6 +136,7 @@ def ask(
     pool: Pool, collections: Sequence[Any], reader: BlockReader, inputs: Sequence[BlockInput], function: Any
 ) -> list[Any]:
     """What a function says of blocks, computed where they are; the blocks stay there."""
+    pool.check_collections(collections)
     layer = Layer(collections, reader)
     outputs = [layer.add("ask", number, function, layer.block(each)) for number, each in enumerate(inputs)]
     slices = Slices(pool, SlicedGraph(layer.graph, outputs))

@@ -236,7 +236,7 @@ def test_what_is_on_the_cluster_already_is_used(tmp_path, client):
     np.testing.assert_array_equal(ss.open(report.store).read("0")["x"], VALUES + 1)
     assert len(calls.list()) == 12
     np.testing.assert_array_equal(persisted.compute(scheduler=client), VALUES)
-    with pytest.raises(ss.StreamseqError, match="closed or lost"):
+    with pytest.raises(ValueError, match="a persisted collection is written where it lies"):
         ss.ingest(persisted, tmp_path / "t.zarr", workers=1, **CUT)
 
 

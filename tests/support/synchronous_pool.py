@@ -48,6 +48,9 @@ class SynchronousPool:
         self._there.update(zip(wanted, futures, strict=True))
         return futures
 
+    def check_collections(self, collections: object) -> None:
+        pass
+
     def wait(self, futures: list[Held]) -> set[Held]:
         # Not in the order in which they were submitted.
         return {futures[-1]}
