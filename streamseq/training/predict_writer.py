@@ -91,7 +91,7 @@ class GroupWriter:
         return tuple(shard for receipt in receipts for shard in receipt.shards)
 
     def _new_writer(self) -> ShardWriter:
-        writer = ShardWriter(self._root, self._layout)
+        writer = ShardWriter(self._root, self._layout, statistics=False)
         self._begin(writer.writer_id)
         return writer
 
