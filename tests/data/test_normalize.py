@@ -280,3 +280,39 @@ def test_states_of_streams_are_saved_without_pickle(disk):
     loaded = torch.load(file, weights_only=True)
     again = ss.StreamDataset(disk, lanes=2, window=8, normalize=loaded)
     assert again.plan.fingerprint == stream.plan.fingerprint
+
+
+class Predictor(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = torch.nn.LSTM(3, 5, batch_first=True)
+        self.out = torch.nn.Linear(5, 3)
+
+    def forward(self, x, state):
+        hidden, state = self.cell(x, state)
+        return self.out(hidden), state
+
+
+def test_training_is_that_on_data_that_was_normalised_before():
+    arrays = {id: {"x": np.nan_to_num(values(seed, n)["x"])} for id, seed, n in (("a", 1, 50), ("b", 2, 37))}
+    store = ss.from_arrays(arrays)
+    known = ss.statistics(store)
+    scale = np.where(known["x"].std == 0, 1, known["x"].std)
+    made = {id: ((each["x"].astype(np.float64) - known["x"].mean) / scale) for id, each in arrays.items()}
+    before = ss.from_arrays({id: {"x": each.astype(np.float32)} for id, each in made.items()})
+
+    def losses(store, **options):
+        torch.manual_seed(0)
+        model = Predictor()
+        stream = ss.StreamDataset(store, lanes=2, window=8, lookahead={"y": ("x", 1)}, tail="pack", **options)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+        found = []
+        # Windows before the current one are read again.
+        engine = ss.TBPTT(model, lambda out, window: (out - window["y"]).square().sum(-1), k1=8, k2=20, inputs="x")
+        for update in engine.updates(stream):
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(float(update.loss))
+        return found
+
+    assert losses(store, normalize=known) == losses(before)
