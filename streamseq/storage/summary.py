@@ -69,6 +69,7 @@ class Info:
         shards: Shards.
         shard_timesteps: Timesteps of a full one.
         table_bytes: What says which sequences there are, in bytes.
+        boundaries: The names of boundaries that are stored; see `ss.mark`.
     """
 
     store: str
@@ -88,6 +89,7 @@ class Info:
     shards: int
     shard_timesteps: int
     table_bytes: int
+    boundaries: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -109,6 +111,7 @@ class Info:
         return {
             **asdict(self),
             "versions": list(self.versions),
+            "boundaries": list(self.boundaries),
             "fields": [
                 {**asdict(field), "shape": list(field.shape), "ratio": round(field.ratio, 3)} for field in self.fields
             ],
@@ -139,6 +142,8 @@ class Info:
             )
             if field.statistics is not None:
                 lines += [f"  {line}" for line in figure_lines(field.statistics, field.shape)]
+        if self.boundaries:
+            lines.append(f"stored boundaries: {', '.join(self.boundaries)}")
         return "\n".join(lines)
 
 
@@ -204,6 +209,7 @@ def info(
         format_version=FORMAT_VERSION,
         version=store.version,
         versions=tuple(store.versions),
+        boundaries=tuple(store.boundary_names),
         created=snapshot.created,
         operation=snapshot.operation,
         job=snapshot.job,

@@ -106,6 +106,9 @@ def test_several_are_one_version(uri):
         [False],
     )
     assert mark_all(place_of(uri), {"days": DAYS}) == 2
+    assert ss.info(uri).as_dict()["boundaries"] == ["days", "gaps"]
+    assert str(ss.info(uri)).endswith("stored boundaries: days, gaps")
+    assert "boundaries" not in str(ss.info(uri, version=1))
 
 
 def test_stored_ones_and_rules_together(uri):
