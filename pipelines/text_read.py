@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from streamseq.etl import Piece, Skipped, SourceError
 
 from .bad_input import BadInput
-from .file_bytes import FileError, read_bytes, read_surely
+from .file_bytes import FileError, read_bytes, read_small, read_surely
 from .file_parts import FilePart
 from .files import InputFile
 from .text_blocks import BLOCK_BYTES, blocks_of
@@ -85,6 +85,12 @@ class TextReader:
         """
         begun = False
         try:
+            if part.whole and self.tokens is None and not self.one_by_one:
+                # There may be very many small files.
+                values = read_small(part.file)
+                if values is not None:
+                    yield Piece(id=self.one_id or part.file.id, arrays={"x": values})
+                    return
             for item in self._read(part):
                 begun = True
                 yield item

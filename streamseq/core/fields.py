@@ -96,6 +96,8 @@ def check_step_array(name: str, field: Field, value: object) -> np.ndarray:
         ValueError: The shape is not `[n, *D]`.
     """
     array = np.asarray(value)
+    if array.dtype == field.dtype and array.shape[1:] == field.shape and array.ndim:
+        return array
     if array.dtype != field.dtype and not np.can_cast(array.dtype, field.dtype, "safe"):
         raise TypeError(f"field {name!r} holds {field.dtype}, got {array.dtype}: cast it first")
     if array.ndim != 1 + len(field.shape) or array.shape[1:] != field.shape:

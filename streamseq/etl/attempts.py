@@ -17,8 +17,9 @@ from streamseq.storage.claim import noted
 from streamseq.storage.place import Place
 
 _OPEN_FILE = "open"
-# How often a task asks a server whether its job goes on.
+# How often a task asks a server whether its job goes on, and how often it looks on this machine: pieces may be small.
 _SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_LOOKS_HERE = 0.1
 
 
 class JobEndedError(StreamseqError):
@@ -58,19 +59,20 @@ class Attempts:
         except FileNotFoundError:  # the folder is gone
             raise JobEndedError("the job has ended") from None
         try:
+            self._looked = float("-inf")
             self.check()
         except JobEndedError:
             self.place.remove(name)
             raise
 
     def check(self) -> None:
-        """Check that the job goes on; a server is asked every few seconds only.
+        """Check that the job goes on; it is looked every now and then only.
 
         Raises:
             JobEndedError: It has ended.
         """
         now = time.monotonic()
-        if self.place.copies and now - self._looked < _SECONDS_BETWEEN_LOOKS:
+        if now - self._looked < (_SECONDS_BETWEEN_LOOKS if self.place.copies else _SECONDS_BETWEEN_LOOKS_HERE):
             return
         if not self.place.exists(f"staging/{self.folder}/{_OPEN_FILE}"):
             raise JobEndedError("the job has ended")

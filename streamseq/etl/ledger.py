@@ -28,6 +28,8 @@ from streamseq.storage.strict_json import parse_json
 from streamseq.storage.version import parse_shard, shard_document
 
 FOLDER = "jobs"
+# What ends a receipt, whose text has a checksum before it.
+_TAIL = b"}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ def _content(result: TaskResult) -> bytes:
         "shards": [shard_document(shard) for shard in receipt.shards],
         "ids": receipt.ids,
         "attrs": receipt.attrs,
-        "pieces": receipt.pieces.tolist(),
+        "pieces": base64.b64encode(receipt.pieces.astype("<i8").tobytes()).decode(),
         "statistics": None if receipt.statistics is None else receipt.statistics.decode(),
         "bytes_in": result.bytes_in,
         "times": result.times,
@@ -129,18 +131,22 @@ def _content(result: TaskResult) -> bytes:
             for item in result.skipped
         ],
     }
-    document["crc32c"] = to_hex(_crc(document))
-    return json.dumps(document).encode()
+    # Written once, for the document may be large: the checksum is that of the text.
+    text = json.dumps(document).encode()
+    return _head(text) + text + _TAIL
 
 
-def _crc(document: dict[str, Any]) -> int:
-    return crc32c(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+def _head(text: bytes) -> bytes:
+    return f'{{"crc32c": "{to_hex(crc32c(text))}", "receipt": '.encode()
 
 
 def _checked(content: bytes) -> dict[str, Any]:
-    document = parse_json(content)
-    if not isinstance(document, dict) or document.pop("crc32c", None) != to_hex(_crc(document)):
+    text = content[len(_head(b"")) : -len(_TAIL)]
+    if content != _head(text) + text + _TAIL:
         raise ValueError("it fails its checksum")
+    document = parse_json(text)
+    if not isinstance(document, dict):
+        raise ValueError("it is no object")
     return document
 
 
@@ -157,7 +163,7 @@ def _parse(content: bytes, layout: ShardLayout) -> TaskResult:
             shards=tuple(parse_shard(shard, layout) for shard in document["shards"]),
             ids=tuple(document["ids"]),
             attrs=tuple(document["attrs"]),
-            pieces=np.array(document["pieces"], np.int64).reshape(-1, 3),
+            pieces=np.frombuffer(base64.b64decode(document["pieces"]), "<i8").astype(np.int64).reshape(-1, 3),
             statistics=_statistics(document["statistics"], layout),
         )
         skipped = tuple(

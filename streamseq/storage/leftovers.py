@@ -259,7 +259,7 @@ def _job_shards(place: Place) -> dict[str, str]:
     for job in place.names(_JOBS):
         for name in place.names(f"{_JOBS}/{job}"):
             with contextlib.suppress(FileNotFoundError, StoreError, ValueError, KeyError, TypeError):
-                for shard in parse_json(place.read(f"{_JOBS}/{job}/{name}"))["shards"]:
+                for shard in parse_json(place.read(f"{_JOBS}/{job}/{name}"))["receipt"]["shards"]:
                     shards[shard["id"]] = (
                         "an ingestion that is run again goes on with it (jobs=True, --jobs removes it)"
                     )

@@ -184,6 +184,8 @@ class ShardWriter:
             self.abandon()
 
     def _write(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
+        if self._open is not None and self._open.hold(arrays, steps):
+            return
         start = 0
         while start < steps:
             if self._open is None:
@@ -236,6 +238,22 @@ class _OpenShard:
             self.close()
             raise
 
+    def hold(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> bool:
+        """Keep the next timesteps of every field, where they fill no chunk and no shard; whether they do not.
+
+        Sequences may be short and very many.
+        """
+        if self.num_timesteps + steps >= self._layout.shard_timesteps:
+            return False
+        columns = self._columns
+        for column in columns.values():
+            if column.room <= steps:
+                return False
+        for name, column in columns.items():
+            column.hold(arrays[name], steps)
+        self.num_timesteps += steps
+        return True
+
     def write(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Write the next timesteps of every field."""
         for name, column in self._columns.items():
@@ -283,6 +301,18 @@ class _Column:
             else:
                 self._wait(values[start:stop])
             start = stop
+
+    @property
+    def room(self) -> int:
+        """Timesteps that the buffer of a chunk has room for; 0 where there is no buffer yet."""
+        return 0 if self._waiting is None else self._chunk_timesteps - self._num_waiting
+
+    def hold(self, values: NDArray[Any], steps: int) -> None:
+        """Keep timesteps that there is room for."""
+        assert self._waiting is not None
+        stop = self._num_waiting + steps
+        self._waiting[self._num_waiting : stop] = values
+        self._num_waiting = stop
 
     def finish(self) -> tuple[StoredField, FieldManifest]:
         """Write what waits and finish the file."""
@@ -364,16 +394,18 @@ def _plain(value: object) -> object:
 
 def check_arrays(fields: Mapping[str, Field], arrays: Mapping[str, object]) -> tuple[dict[str, NDArray[Any]], int]:
     """Return the arrays of one call, checked, and their number of timesteps."""
-    missing = [name for name in fields if name not in arrays]
-    if missing:
-        raise ValueError(
-            f"every field is written at each call, got none of {', '.join(missing)}: pass an array of each"
-        )
-    unknown = [name for name in arrays if name not in fields]
-    if unknown:
+    if arrays.keys() != fields.keys():
+        missing = [name for name in fields if name not in arrays]
+        if missing:
+            raise ValueError(
+                f"every field is written at each call, got none of {', '.join(missing)}: pass an array of each"
+            )
+        unknown = [name for name in arrays if name not in fields]
         raise ValueError(f"a store has the fields it was created with, {', '.join(fields)}, got {', '.join(unknown)}")
     checked = {name: check_step_array(name, field, arrays[name]) for name, field in fields.items()}
-    lengths = {name: len(values) for name, values in checked.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"all fields of a sequence have the same number of timesteps, got {lengths}")
-    return checked, next(iter(lengths.values()))
+    steps = len(next(iter(checked.values())))
+    for values in checked.values():
+        if len(values) != steps:
+            lengths = {name: len(each) for name, each in checked.items()}
+            raise ValueError(f"all fields of a sequence have the same number of timesteps, got {lengths}")
+    return checked, steps

@@ -171,7 +171,7 @@ def test_receipts_that_are_damaged_do_not_count(folders, damage):
     elif damage == "of another":
         path.write_bytes(b'{"writer": 3}')
     else:
-        shard = json.loads(path.read_bytes())["shards"][0]["id"]
+        shard = json.loads(path.read_bytes())["receipt"]["shards"][0]["id"]
         for file in sorted((folders / "s.zarr/shards" / shard).rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         (folders / "s.zarr/shards" / shard).rmdir()
