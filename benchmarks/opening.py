@@ -33,8 +33,8 @@ def write(address: Path, sequences: int) -> None:
     """Write a store of many short sequences at once: a receipt that says so, of timesteps written as one sequence."""
     import streamseq as ss
     from streamseq.storage.layout import plan_layout
-    from streamseq.storage.receipts import commit_receipts
-    from streamseq.storage.shard_writer import ShardWriter
+    from streamseq.storage.shards.shard_writer import ShardWriter
+    from streamseq.storage.versions.receipts import commit_receipts
 
     layout = plan_layout({"x": ss.Field("uint8")}, "arrow")
     with ShardWriter(address, layout) as writer:

@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from streamseq.data.preview import preview
     from streamseq.data.window import Window
     from streamseq.etl.job import ingest
-    from streamseq.storage.adopted_arrow import adopt_arrow
-    from streamseq.storage.adopted_npy import adopt_npy
-    from streamseq.storage.adopted_parquet import adopt_parquet
-    from streamseq.storage.adopted_zarr import adopt_zarr
-    from streamseq.storage.compact import compact
-    from streamseq.storage.describe import describe, statistics
-    from streamseq.storage.history import log
-    from streamseq.storage.leftovers import clean
-    from streamseq.storage.mark import mark
+    from streamseq.storage.adopted.arrow import adopt_arrow
+    from streamseq.storage.adopted.npy import adopt_npy
+    from streamseq.storage.adopted.parquet import adopt_parquet
+    from streamseq.storage.adopted.zarr import adopt_zarr
+    from streamseq.storage.boundaries.mark import mark
     from streamseq.storage.memory import from_arrays
-    from streamseq.storage.repair import repair
+    from streamseq.storage.statistics.describe import describe, statistics
     from streamseq.storage.store import append, create, open
-    from streamseq.storage.summary import info
+    from streamseq.storage.upkeep.compact import compact
+    from streamseq.storage.upkeep.history import log
+    from streamseq.storage.upkeep.leftovers import clean
+    from streamseq.storage.upkeep.repair import repair
+    from streamseq.storage.upkeep.summary import info
     from streamseq.tbptt.burn_in import burn_in
     from streamseq.tbptt.engine import TBPTT
     from streamseq.training.predict import predict
@@ -53,26 +53,26 @@ _LAZY = {
     "StreamLoader": "streamseq.data.loader",
     "TBPTT": "streamseq.tbptt.engine",
     "Window": "streamseq.data.window",
-    "adopt_arrow": "streamseq.storage.adopted_arrow",
-    "adopt_npy": "streamseq.storage.adopted_npy",
-    "adopt_parquet": "streamseq.storage.adopted_parquet",
-    "adopt_zarr": "streamseq.storage.adopted_zarr",
+    "adopt_arrow": "streamseq.storage.adopted.arrow",
+    "adopt_npy": "streamseq.storage.adopted.npy",
+    "adopt_parquet": "streamseq.storage.adopted.parquet",
+    "adopt_zarr": "streamseq.storage.adopted.zarr",
     "append": "streamseq.storage.store",
     "burn_in": "streamseq.tbptt.burn_in",
-    "clean": "streamseq.storage.leftovers",
-    "compact": "streamseq.storage.compact",
+    "clean": "streamseq.storage.upkeep.leftovers",
+    "compact": "streamseq.storage.upkeep.compact",
     "create": "streamseq.storage.store",
-    "describe": "streamseq.storage.describe",
+    "describe": "streamseq.storage.statistics.describe",
     "from_arrays": "streamseq.storage.memory",
-    "info": "streamseq.storage.summary",
+    "info": "streamseq.storage.upkeep.summary",
     "ingest": "streamseq.etl.job",
-    "log": "streamseq.storage.history",
-    "mark": "streamseq.storage.mark",
+    "log": "streamseq.storage.upkeep.history",
+    "mark": "streamseq.storage.boundaries.mark",
     "open": "streamseq.storage.store",
     "predict": "streamseq.training.predict",
     "preview": "streamseq.data.preview",
-    "repair": "streamseq.storage.repair",
-    "statistics": "streamseq.storage.describe",
+    "repair": "streamseq.storage.upkeep.repair",
+    "statistics": "streamseq.storage.statistics.describe",
 }
 
 __all__ = [

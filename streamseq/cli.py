@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamseq import cli_domain, cli_search, cli_upkeep
 from streamseq._version import __version__
+from streamseq.commands import domain, search, upkeep
 from streamseq.core.errors import StreamseqError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def commands() -> None:
     """
 
 
-for _command in (*cli_upkeep.COMMANDS, *cli_domain.COMMANDS, *cli_search.COMMANDS):
+for _command in (*upkeep.COMMANDS, *domain.COMMANDS, *search.COMMANDS):
     commands.add_command(_command)
 
 

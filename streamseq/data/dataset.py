@@ -30,8 +30,8 @@ from streamseq.data.limits import Limits, Needs, limits_within, usual_limits
 from streamseq.data.normalization import Scale, digest, emitted_dtype, find_scales
 from streamseq.data.requests import Emitted, View
 from streamseq.data.window import Window
+from streamseq.storage.boundaries.find import find_boundaries
 from streamseq.storage.chosen import choose
-from streamseq.storage.find_boundaries import find_boundaries
 from streamseq.storage.interface import Store
 
 

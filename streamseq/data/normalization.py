@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field
-from streamseq.storage.channel_statistics import Statistics
 from streamseq.storage.interface import Store
+from streamseq.storage.statistics.channels import Statistics
 
 Float64 = NDArray[np.float64]
 

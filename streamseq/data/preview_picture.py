@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamseq.storage.commit import replace_file
+from streamseq.storage.places.commit import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,8 +13,8 @@ import uuid
 from dataclasses import dataclass, field
 
 from streamseq.core.errors import StreamseqError
-from streamseq.storage.claim import noted
-from streamseq.storage.place import Place
+from streamseq.storage.places.place import Place
+from streamseq.storage.versions.claim import noted
 
 _OPEN_FILE = "open"
 # How often a task asks a server whether its job goes on, and how often it looks on this machine: pieces may be small.

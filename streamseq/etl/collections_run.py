@@ -20,7 +20,7 @@ from streamseq.etl.collections_transformed import TransformedCollection
 from streamseq.etl.ledger import Ledger
 from streamseq.etl.source import Partition
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.place import Place
+from streamseq.storage.places.place import Place
 
 if TYPE_CHECKING:
     from distributed import Future

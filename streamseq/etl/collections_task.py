@@ -16,7 +16,7 @@ from streamseq.etl.task_result import TaskResult, Times
 from streamseq.etl.transformed_sequence import TransformedSequence
 from streamseq.etl.transformed_source import TaskContent
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.place import Place
+from streamseq.storage.places.place import Place
 
 #: What a task hands over to the one of the next partition: the sequence that goes on there.
 Carried = TransformedSequence | None

@@ -56,7 +56,7 @@ def to_dask(
     import dask.array
     from dask.base import tokenize
 
-    from streamseq.storage.export_rows import FieldColumn, Rows, choose
+    from streamseq.storage.export.rows import FieldColumn, Rows, choose
 
     store._names([field])
     rows = Rows(store, choose(store, ids))

@@ -27,15 +27,15 @@ from streamseq.etl.task import duplicate_id, run_task
 from streamseq.etl.task_result import TaskResult
 from streamseq.etl.transformed_source import TransformedSource
 from streamseq.etl.workers import Workers
-from streamseq.storage.claim import Claim
+from streamseq.storage.boundaries.mark import check_marks, mark_all
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout, plan_layout
-from streamseq.storage.mark import check_marks, mark_all
-from streamseq.storage.new_version import program
-from streamseq.storage.place import Place, place_of
-from streamseq.storage.receipts import commit_receipts, replace_by_receipts
-from streamseq.storage.shard_writer import Receipt
+from streamseq.storage.places.place import Place, place_of
+from streamseq.storage.shards.shard_writer import Receipt
 from streamseq.storage.store import create
+from streamseq.storage.versions.claim import Claim
+from streamseq.storage.versions.new_version import program
+from streamseq.storage.versions.receipts import commit_receipts, replace_by_receipts
 
 if TYPE_CHECKING:
     import dask.array

@@ -20,12 +20,12 @@ from streamseq.core.errors import StoreError
 from streamseq.etl.source import Skipped
 from streamseq.etl.task_result import TaskResult
 from streamseq.storage.checksum import crc32c, to_hex
-from streamseq.storage.kept_statistics import parse_statistics
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.place import Place
-from streamseq.storage.shard_writer import Receipt
+from streamseq.storage.places.place import Place
+from streamseq.storage.shards.shard_writer import Receipt
+from streamseq.storage.statistics.kept import parse_statistics
 from streamseq.storage.strict_json import parse_json
-from streamseq.storage.version import parse_shard, shard_document
+from streamseq.storage.versions.version import parse_shard, shard_document
 
 FOLDER = "jobs"
 # What ends a receipt, whose text has a checksum before it.

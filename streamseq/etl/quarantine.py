@@ -25,10 +25,10 @@ import fsspec.core
 
 from streamseq.core.errors import StoreError
 from streamseq.etl.source import Skipped
-from streamseq.storage import commit
-from streamseq.storage.location import is_remote
-from streamseq.storage.place import Place
-from streamseq.storage.retrying import retry_seconds, retrying
+from streamseq.storage.places import commit
+from streamseq.storage.places.location import is_remote
+from streamseq.storage.places.place import Place
+from streamseq.storage.places.retrying import retry_seconds, retrying
 
 SUFFIX = ".quarantine.jsonl"
 # Bytes of what is left out that a report holds; what is more is in the file only.

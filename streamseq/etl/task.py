@@ -9,8 +9,8 @@ from streamseq.etl.ledger import Ledger
 from streamseq.etl.source import Partition, Skipped, Source, SourceError
 from streamseq.etl.task_result import TaskResult
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.place import Place
-from streamseq.storage.shard_writer import ShardWriter
+from streamseq.storage.places.place import Place
+from streamseq.storage.shards.shard_writer import ShardWriter
 
 
 def run_task(

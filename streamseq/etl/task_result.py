@@ -9,7 +9,7 @@ from streamseq.etl.source import Skipped
 
 if TYPE_CHECKING:
     # Here, for sources name what tasks hand back, and a command's help needs no pyarrow.
-    from streamseq.storage.shard_writer import Receipt
+    from streamseq.storage.shards.shard_writer import Receipt
 
 Times = tuple[str, float, str, float]
 

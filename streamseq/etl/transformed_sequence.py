@@ -19,7 +19,7 @@ from streamseq.etl.transforms_base import (
     describe,
     num_steps,
 )
-from streamseq.storage.shard_writer import check_arrays
+from streamseq.storage.shards.shard_writer import check_arrays
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from streamseq.etl.transformed_sequence import Stage, TransformedSequence
 from streamseq.etl.transforms_base import BLOCK_BYTES, Arrays, Transform, num_steps
 from streamseq.etl.transforms_fingerprint import fingerprint_of
 from streamseq.etl.transforms_text import transform_of
-from streamseq.storage.shard_writer import check_arrays
+from streamseq.storage.shards.shard_writer import check_arrays
 
 # A partition with so many times the bytes of the timesteps that another one reads in it does have them, as good as
 # surely: input may be compressed, or hold more than the fields.

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field
-from streamseq.storage.attachments import read_attachment
-from streamseq.storage.catalogue import Catalogue
-from streamseq.storage.chunk_file import Checksums, check_checksums
-from streamseq.storage.findings import VerifyReport
 from streamseq.storage.interface import Store, check_limits
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.place import Place, place_of, version_name
+from streamseq.storage.places.place import Place, place_of, version_name
 from streamseq.storage.reader import Checked, DiskReader
-from streamseq.storage.version import Version, parse_version
+from streamseq.storage.shards.chunk_file import Checksums, check_checksums
+from streamseq.storage.upkeep.findings import VerifyReport
+from streamseq.storage.versions.attachments import read_attachment
+from streamseq.storage.versions.catalogue import Catalogue
+from streamseq.storage.versions.version import Version, parse_version
 
 # Chunks of each field that `read` keeps between calls: enough to read one sequence in small steps.
 _READ_CACHE_CHUNKS = 2
@@ -215,7 +215,7 @@ class DiskStore(Store):
     def verify(self, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """See `Store.verify`: version file, tables, the checksum of every chunk, and that it decodes."""
         # It reads versions, as stores do.
-        from streamseq.storage.verify import verify
+        from streamseq.storage.upkeep.verify import verify
 
         return verify(self.place, self._number, workers=workers, progress=progress)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamseq.storage.channel_statistics import Statistics
+from streamseq.storage.statistics.channels import Statistics
 
 Figures = dict[str, list[int | float | None]]
 

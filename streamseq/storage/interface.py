@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError, StoreError
 from streamseq.core.fields import Field
-from streamseq.storage.channel_statistics import Statistics
-from streamseq.storage.kept_statistics import NAME, read_statistics
+from streamseq.storage.statistics.channels import Statistics
+from streamseq.storage.statistics.kept import NAME, read_statistics
 from streamseq.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     import xarray
 
-    from streamseq.storage.boundaries import StoredBoundaries
-    from streamseq.storage.findings import VerifyReport
+    from streamseq.storage.boundaries.kept import StoredBoundaries
+    from streamseq.storage.upkeep.findings import VerifyReport
 
 Int64 = NDArray[np.int64]
 
@@ -366,7 +366,7 @@ class Store(ABC):
     @property
     def boundary_names(self) -> list[str]:
         """The names of boundaries that are stored; see `ss.mark`."""
-        from streamseq.storage.boundaries import PREFIX
+        from streamseq.storage.boundaries.kept import PREFIX
 
         return sorted(name.removeprefix(PREFIX) for name in self.attachment_names if name.startswith(PREFIX))
 
@@ -383,7 +383,7 @@ class Store(ABC):
             KeyError: There are none of this name.
             CorruptionError: They are not what was written.
         """
-        from streamseq.storage.boundaries import PREFIX, parse_boundaries
+        from streamseq.storage.boundaries.kept import PREFIX, parse_boundaries
 
         content = self.attachment(PREFIX + name)
         if content is None:
@@ -571,7 +571,7 @@ class Store(ABC):
             >>> [batch.num_rows for batch in store.to_arrow_batches(batch_bytes=70)]
             [2, 1]
         """
-        from streamseq.storage.export_arrow import arrow_batches
+        from streamseq.storage.export.arrow import arrow_batches
 
         names = {"id_name": id_name, "position_name": position_name}
         return arrow_batches(self, ids, fields, **names, batch_bytes=batch_bytes)
@@ -614,7 +614,7 @@ class Store(ABC):
             >>> store.to_xarray()["x"].groupby("id").max().values
             array([2.5, 3.5])
         """
-        from streamseq.storage.export_xarray import xarray_dataset
+        from streamseq.storage.export.xarray import xarray_dataset
 
         return xarray_dataset(self, ids, fields, id_name=id_name, position_name=position_name)
 
@@ -633,7 +633,7 @@ class Store(ABC):
             >>> ss.from_arrays({"a": {"x": [1.0, 2.0, 3.0]}}).verify().ok
             True
         """
-        from streamseq.storage.verify_reading import verify_by_reading
+        from streamseq.storage.upkeep.verify_reading import verify_by_reading
 
         return verify_by_reading(self, progress)
 

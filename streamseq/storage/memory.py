@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from streamseq.core.fields import Field, check_fields
 from streamseq.storage.checksum import as_bytes, crc32c, to_hex
-from streamseq.storage.findings import VerifyReport
 from streamseq.storage.interface import InFile, Int64, Parts, Reader, Store, check_limits
 from streamseq.storage.layout import CHUNK_BYTES, timesteps_of_bytes
-from streamseq.storage.shard_writer import attrs_json, check_arrays, check_id
+from streamseq.storage.shards.shard_writer import attrs_json, check_arrays, check_id
+from streamseq.storage.upkeep.findings import VerifyReport
 
 
 def from_arrays(

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.errors import CorruptionError
-from streamseq.storage.catalogue import Catalogue
-from streamseq.storage.chunk_cache import ChunkCache
-from streamseq.storage.chunk_file import Checksums
-from streamseq.storage.chunk_reader import TOLD, ChunkReader, ColumnChunks
-from streamseq.storage.decoding import Chunks, Decoder, Decoding
 from streamseq.storage.interface import InFile, Int64, Parts
-from streamseq.storage.opening import RecentManifests, open_chunks
-from streamseq.storage.place import Place
-from streamseq.storage.rows import RowIndex
-from streamseq.storage.version import Version
+from streamseq.storage.places.place import Place
+from streamseq.storage.shards.chunk_cache import ChunkCache
+from streamseq.storage.shards.chunk_file import Checksums
+from streamseq.storage.shards.chunk_reader import TOLD, ChunkReader, ColumnChunks
+from streamseq.storage.shards.decoding import Chunks, Decoder, Decoding
+from streamseq.storage.shards.opening import RecentManifests, open_chunks
+from streamseq.storage.versions.catalogue import Catalogue
+from streamseq.storage.versions.rows import RowIndex
+from streamseq.storage.versions.version import Version
 
 Checked = dict[tuple[int, str], Int64]
 """By number of the shard and name of the field, for each chunk where its values begin in its file, once it was compared

@@ -9,11 +9,11 @@ from typing import Any
 
 from streamseq.core.errors import StoreError
 from streamseq.core.fields import Field
-from streamseq.storage.chunk_file import Checksums
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.interface import Store
 from streamseq.storage.layout import plan_layout
-from streamseq.storage.place import LocalPlace, Place, place_of
+from streamseq.storage.places.place import LocalPlace, Place, place_of
+from streamseq.storage.shards.chunk_file import Checksums
 from streamseq.storage.writer import Writer
 
 

@@ -9,14 +9,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from streamseq.core.errors import StoreError
-from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
-from streamseq.storage.kept_statistics import NAME
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.new_version import program
-from streamseq.storage.place import Place
-from streamseq.storage.receipts import abandon_receipts, commit_receipts
-from streamseq.storage.shard_writer import Receipt, ShardWriter, agreed_attrs, attrs_json
+from streamseq.storage.places.place import Place
+from streamseq.storage.shards.shard_writer import Receipt, ShardWriter, agreed_attrs, attrs_json
+from streamseq.storage.statistics.kept import NAME
+from streamseq.storage.versions.claim import Claim
+from streamseq.storage.versions.new_version import program
+from streamseq.storage.versions.receipts import abandon_receipts, commit_receipts
 
 
 class Writer:

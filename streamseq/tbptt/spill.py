@@ -17,7 +17,7 @@ from torch import Tensor
 
 from streamseq.core.errors import CorruptionError
 from streamseq.storage.checksum import crc32c
-from streamseq.storage.commit import make_folder, replace_file
+from streamseq.storage.places.commit import make_folder, replace_file
 
 _HEADER = struct.Struct("<8sI")
 _MAGIC = b"streamsq"

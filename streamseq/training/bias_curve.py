@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from streamseq.storage.commit import replace_file
+from streamseq.storage.places.commit import replace_file
 from streamseq.tbptt.influence import Influence
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from streamseq.core.errors import ResumeError
-from streamseq.storage.commit import replace_file
+from streamseq.storage.places.commit import replace_file
 
 FORMAT = "streamseq checkpoint"
 FORMAT_VERSION = 1

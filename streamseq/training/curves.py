@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from streamseq.storage.commit import replace_file
+from streamseq.storage.places.commit import replace_file
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from streamseq.storage.commit import replace_file
+from streamseq.storage.places.commit import replace_file
 
 Row = dict[str, Any]
 

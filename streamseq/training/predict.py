@@ -21,11 +21,11 @@ from streamseq.etl.report import readable_bytes
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.interface import Store
 from streamseq.storage.layout import ShardLayout, plan_layout
-from streamseq.storage.location import local_path
-from streamseq.storage.receipts import commit_receipts
-from streamseq.storage.shard_writer import Receipt
+from streamseq.storage.places.location import local_path
+from streamseq.storage.shards.shard_writer import Receipt
 from streamseq.storage.store import create
 from streamseq.storage.store import open as open_store
+from streamseq.storage.versions.receipts import commit_receipts
 from streamseq.tbptt.model import Inputs
 from streamseq.training.predict_job import Job
 from streamseq.training.predict_plan import plan_tasks

@@ -25,13 +25,13 @@ from uuid import uuid4
 from streamseq._version import __version__
 from streamseq.core.errors import CorruptionError, ResumeError, StreamseqError
 from streamseq.core.fields import Field
-from streamseq.storage import commit
-from streamseq.storage.claim import Claim
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.location import StoreFolder
-from streamseq.storage.place import LocalPlace
-from streamseq.storage.version import Shard, Version, format_version, parse_version
+from streamseq.storage.places import commit
+from streamseq.storage.places.location import StoreFolder
+from streamseq.storage.places.place import LocalPlace
+from streamseq.storage.versions.claim import Claim
+from streamseq.storage.versions.version import Shard, Version, format_version, parse_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

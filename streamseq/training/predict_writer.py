@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from streamseq.core.fields import Field
 from streamseq.storage.checksum import as_bytes
 from streamseq.storage.layout import ShardLayout
-from streamseq.storage.receipts import abandon_receipts
-from streamseq.storage.shard_writer import Receipt, ShardWriter
-from streamseq.storage.version import Shard
+from streamseq.storage.shards.shard_writer import Receipt, ShardWriter
+from streamseq.storage.versions.receipts import abandon_receipts
+from streamseq.storage.versions.version import Shard
 
 
 class GroupWriter:

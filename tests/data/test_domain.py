@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 import streamseq as ss
 from streamseq.core.selection import select_all
 from streamseq.core.splits import At, Calendar, Change, Domain, Gap, Marker, Silence, Where
-from streamseq.storage import find_boundaries as finding
-from streamseq.storage.find_boundaries import find_boundaries
+from streamseq.storage.boundaries import find as finding
+from streamseq.storage.boundaries.find import find_boundaries
 
 FIELDS = {name: ss.Field("int64") for name in ("x", "time", "event")}
 LOOKAHEAD = {"next": ("x", 1), "before": ("x", -1)}

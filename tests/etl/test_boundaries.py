@@ -5,7 +5,7 @@ import pytest
 from streamseq_pipelines.text import TextSource
 
 import streamseq as ss
-from streamseq.storage import mark as marking
+from streamseq.storage.boundaries import mark as marking
 
 LINES = ss.splits.Marker("x", ord("\n"), after=True)
 

@@ -8,7 +8,7 @@ import pytest
 from distributed import Client
 
 import streamseq as ss
-from streamseq.storage.export_rows import Rows
+from streamseq.storage.export.rows import Rows
 from streamseq.storage.reader import DiskReader
 
 VALUES = np.arange(600, dtype=np.float32).reshape(300, 2)

@@ -27,7 +27,7 @@ from streamseq.etl.transforms import (
     parse_transform,
 )
 from streamseq.etl.transforms_base import BadTimestepError
-from streamseq.storage.statistics import FieldStatistics
+from streamseq.storage.statistics.gather import FieldStatistics
 
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import streamseq as ss
-from streamseq.storage.version import FORMAT_VERSION
+from streamseq.storage.versions.version import FORMAT_VERSION
 
 FIELDS = {
     "flag": ss.Field("bool"),

@@ -91,7 +91,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copies of remote files lie in a folder of the test; what fails is tried again at once."""
     monkeypatch.setenv("STREAMSEQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("STREAMSEQ_RETRY_SECONDS", "20")
-    monkeypatch.setattr("streamseq.storage.retrying._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("streamseq.storage.places.retrying._FIRST_PAUSE", 0.01)
     return tmp_path / "cache"
 
 

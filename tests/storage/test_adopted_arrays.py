@@ -22,7 +22,7 @@ X = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
     data=st.data(),
 )
 def test_any_axis_of_any_array_is_time(tmp_path, monkeypatch, shape, dtype, kind, data):
-    monkeypatch.setattr("streamseq.storage.adopted_source.CHUNK_BYTES", 8)
+    monkeypatch.setattr("streamseq.storage.adopted.source.CHUNK_BYTES", 8)
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     if kind.startswith("npy"):
@@ -159,7 +159,7 @@ def test_what_zarr_cannot_give_is_refused(tmp_path, monkeypatch):
     zarr.create_array(tmp_path / "n.zarr", shape=(), dtype="int8")
     with pytest.raises(ss.StoreError, match=r"shape \[\], which has no axis 0"):
         ss.adopt_zarr(tmp_path / "n.zarr")
-    monkeypatch.setattr("streamseq.storage.adopted_zarr.MAX_CHUNK_BYTES", 100)
+    monkeypatch.setattr("streamseq.storage.adopted.zarr.MAX_CHUNK_BYTES", 100)
     zarr.create_array(tmp_path / "l.zarr", data=np.arange(30), chunks=(20,))
     with pytest.raises(ss.StoreError, match=r"at most 100 bytes, .*l\.zarr has chunks of shape \[20\]"):
         ss.adopt_zarr(tmp_path / "l.zarr")

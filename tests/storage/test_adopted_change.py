@@ -80,7 +80,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """What was decoded is what was adopted: of the data only some must be decoded at once."""
-    monkeypatch.setattr("streamseq.storage.adopted_source.CHUNK_BYTES", 1600)
+    monkeypatch.setattr("streamseq.storage.adopted.source.CHUNK_BYTES", 1600)
 
 
 @pytest.fixture(params=KINDS)

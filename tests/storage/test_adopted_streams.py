@@ -86,7 +86,7 @@ def of_tables(folder, arrays):
 
 @pytest.fixture(params=[of_npy, of_zarr, of_parquet, of_arrow, of_tables])
 def store(request, tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr("streamseq.storage.adopted_source.CHUNK_BYTES", 128)
+    monkeypatch.setattr("streamseq.storage.adopted.source.CHUNK_BYTES", 128)
     return request.param(tmp_path, arrays)
 
 

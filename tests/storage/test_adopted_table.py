@@ -294,7 +294,7 @@ def test_what_is_no_such_file_is_refused(tmp_path, kind):
 
 
 def test_a_row_group_that_is_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamseq.storage.adopted_source.MAX_CHUNK_BYTES", 100)
+    monkeypatch.setattr("streamseq.storage.adopted.source.MAX_CHUNK_BYTES", 100)
     write_parquet(tmp_path / "a.parquet", pa.table({"x": np.arange(40)}), rows=20)
     with pytest.raises(ss.StoreError, match=r"at most 100 bytes, .*a\.parquet, column 'x' has one of 20 timesteps"):
         ss.adopt_parquet(tmp_path / "a.parquet")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import streamseq as ss
-from streamseq.storage.attach import attach
-from streamseq.storage.place import place_of
+from streamseq.storage.places.place import place_of
+from streamseq.storage.versions.attach import attach
 
 
 @pytest.fixture(params=["zarr", "arrow"])

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import streamseq as ss
 from streamseq.core.boundaries import Boundaries
 from streamseq.core.errors import PlanError
-from streamseq.storage.attach import attach
-from streamseq.storage.boundaries import format_boundaries, parse_boundaries
-from streamseq.storage.mark import mark_all
-from streamseq.storage.place import place_of
+from streamseq.storage.boundaries.kept import format_boundaries, parse_boundaries
+from streamseq.storage.boundaries.mark import mark_all
+from streamseq.storage.places.place import place_of
+from streamseq.storage.versions.attach import attach
 
 DAY = 86_400
 DAYS = ss.splits.Calendar("time", every="day")
@@ -192,7 +192,7 @@ def test_compaction_keeps_them_and_a_repair_that_leaves_sequences_out_does_not(u
 
 
 def test_they_are_found_again_where_others_append_meanwhile(uri, monkeypatch):
-    from streamseq.storage import mark as marking
+    from streamseq.storage.boundaries import mark as marking
 
     find = marking.find_boundaries
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streamseq as ss
-from streamseq.storage import catalogue as module
-from streamseq.storage import table
 from streamseq.storage.disk_store import DiskStore
+from streamseq.storage.versions import catalogue as module
+from streamseq.storage.versions import table
 
 FIELDS = {"x": ss.Field("int64")}
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import streamseq as ss
-from streamseq.storage import claim as claim_module
-from streamseq.storage import leftovers
-from streamseq.storage.claim import CLAIM_FILE, Claim, holders
 from streamseq.storage.disk_store import DiskStore
-from streamseq.storage.place import place_of
-from streamseq.storage.receipts import commit_receipts
-from streamseq.storage.shard_writer import ShardWriter
+from streamseq.storage.places.place import place_of
+from streamseq.storage.shards.shard_writer import ShardWriter
+from streamseq.storage.upkeep import leftovers
+from streamseq.storage.versions import claim as claim_module
+from streamseq.storage.versions.claim import CLAIM_FILE, Claim, holders
+from streamseq.storage.versions.receipts import commit_receipts
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64")}
 
@@ -33,7 +33,7 @@ if at == "shards":
     from streamseq.storage import writer
     writer.commit_receipts = lambda *_: os.kill(os.getpid(), 9)
 if at == "tables":
-    from streamseq.storage.place import LocalPlace
+    from streamseq.storage.places.place import LocalPlace
     put = LocalPlace.put_if_absent
     def put_if_absent(self, name, content, staging):
         if name.startswith("versions/"):
@@ -281,7 +281,7 @@ def test_a_claim_of_another_machine_counts_as_live_until_it_is_old(store):
 
 def test_a_writer_shows_that_it_lives_now_and_then(store, make, monkeypatch):
     now = [time.monotonic()]
-    monkeypatch.setattr("streamseq.storage.claim.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("streamseq.storage.versions.claim.time.monotonic", lambda: now[0])
     with ss.append(store) as writer:
         writer.append("a", **make(FIELDS, 0, 1))
         assert not list(store.glob("staging/*/alive"))
@@ -294,7 +294,7 @@ def test_where_there_are_no_locks_a_claim_goes_by_the_process(store, monkeypatch
     def flock(descriptor, operation):
         raise OSError(95, "not supported")
 
-    monkeypatch.setattr("streamseq.storage.claim.fcntl.flock", flock)
+    monkeypatch.setattr("streamseq.storage.versions.claim.fcntl.flock", flock)
     with ss.append(store) as writer:
         writer.append("b", x=np.zeros((100, 2), np.float32), y=np.zeros(100, np.int64))
         assert ss.clean(store).removed == ()

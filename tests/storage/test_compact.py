@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import streamseq as ss
-from streamseq.storage import compact as compact_module
-from streamseq.storage import rewrite
-from streamseq.storage.rewrite import pieces_of
+from streamseq.storage.upkeep import compact as compact_module
+from streamseq.storage.upkeep import rewrite
+from streamseq.storage.upkeep.rewrite import pieces_of
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
 # 20 timesteps a shard, 5 a chunk of y.

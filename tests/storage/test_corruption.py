@@ -10,8 +10,8 @@ from support.mending import MANIFESTS, mend_manifest, seal
 
 import streamseq as ss
 from streamseq.storage.checksum import crc32c
-from streamseq.storage.rows import row_index
-from streamseq.storage.version import to_hex
+from streamseq.storage.versions.rows import row_index
+from streamseq.storage.versions.version import to_hex
 
 FIELDS = {
     "x": ss.Field("float32", (2,)),

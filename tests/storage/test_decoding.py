@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from streamseq.storage.decoding import Decoder, Decoding
+from streamseq.storage.shards.decoding import Decoder, Decoding
 
 
 class File:

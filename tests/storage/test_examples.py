@@ -8,7 +8,7 @@ import pytest
 
 import streamseq.storage
 
-MODULES = [module.name for module in pkgutil.iter_modules(streamseq.storage.__path__, "streamseq.storage.")]
+MODULES = [module.name for module in pkgutil.walk_packages(streamseq.storage.__path__, "streamseq.storage.")]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import streamseq as ss
 from streamseq.core.errors import CorruptionError
-from streamseq.storage.export_rows import FieldColumn, IdColumn, PositionColumn, Rows, choose
+from streamseq.storage.export.rows import FieldColumn, IdColumn, PositionColumn, Rows, choose
 
 FIELDS = {"x": ss.Field("float32", (2, 3)), "flag": ss.Field("bool"), "half": ss.Field("float16", (2,))}
 LENGTHS = {"a": 7, "empty": 0, "b": 40, "ä/c": 1, "d": 12}
@@ -190,7 +190,7 @@ def test_a_dataset_can_be_saved(store, tmp_path):
 def test_without_xarray_the_error_names_the_extra(store, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "xarray"]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "streamseq.storage.export_xarray", raising=False)
+    monkeypatch.delitem(sys.modules, "streamseq.storage.export.xarray", raising=False)
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(ImportError, match=r"^to_xarray needs xarray: pip install streamseq\[xarray\]$"):
         store.to_xarray()
@@ -217,8 +217,8 @@ def test_columns_are_indexed_as_arrays_axis_by_axis(key, inner):
 
 @pytest.mark.parametrize(("block", "dense"), [(1 << 16, 8), (4, 8), (4, 0), (1 << 16, 0)])
 def test_scattered_rows_are_read_whether_together_or_one_by_one(store, monkeypatch, block, dense):
-    monkeypatch.setattr("streamseq.storage.export_rows._BLOCK", block)
-    monkeypatch.setattr("streamseq.storage.export_rows._DENSE", dense)
+    monkeypatch.setattr("streamseq.storage.export.rows._BLOCK", block)
+    monkeypatch.setattr("streamseq.storage.export.rows._DENSE", dense)
     column, wanted = FieldColumn(Rows(store, choose(store, ["b", "a"])), "x"), end_to_end(store, "x", ["b", "a"])
     for rows in ([0], [5, 6, 7, 40, 41, 3, 3], [46, 0], np.arange(47)[::-1], []):
         assert np.array_equal(column[np.array(rows, np.int64)], wanted[np.array(rows, np.int64)])
@@ -241,7 +241,7 @@ def test_spans_of_rows_are_never_empty_and_rows_are_pickled_small(store):
 
 def test_many_sequences_are_looked_up_as_a_few_are(store, monkeypatch):
     few = store.to_arrow(["d", "a"])
-    monkeypatch.setattr("streamseq.storage.export_rows._FEW", 0)
+    monkeypatch.setattr("streamseq.storage.export.rows._FEW", 0)
     assert store.to_arrow(["d", "a"]).equals(few)
     assert store.to_xarray(["d", "a"])["id"].values.tolist() == few["id"].to_pylist()
 

@@ -6,7 +6,7 @@ import pytest
 from support.small_store import SmallStore
 
 import streamseq as ss
-from streamseq.storage.verify import verify
+from streamseq.storage.upkeep.verify import verify
 
 
 @pytest.fixture(scope="module", params=["zarr", "arrow"])

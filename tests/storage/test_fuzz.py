@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.mending import MANIFESTS, blocks, seal
 from support.small_store import SmallStore
 
-from streamseq.storage.arrow_message import record_batch_values
 from streamseq.storage.checksum import crc32c, to_hex
+from streamseq.storage.shards.arrow_message import record_batch_values
 
 # Nothing hangs.
 pytestmark = pytest.mark.timeout(200)

@@ -9,7 +9,7 @@ import pytest
 from support.plain_reader import PlainReader
 
 import streamseq as ss
-from streamseq.storage.version import FORMAT_VERSION
+from streamseq.storage.versions.version import FORMAT_VERSION
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORES = sorted(GOLDEN.glob("format-*/store.*"))

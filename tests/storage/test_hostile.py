@@ -14,7 +14,7 @@ import pytest
 from support.mending import MANIFESTS, mend_manifest, mend_table, mend_version
 
 import streamseq as ss
-from streamseq.storage.zarr_shard import array_document
+from streamseq.storage.shards.zarr_shard import array_document
 
 # Nothing is waited for.
 pytestmark = pytest.mark.timeout(120)
@@ -284,7 +284,7 @@ def test_metadata_of_arrays_is_not_believed(tmp_path, make, case):
 
 
 def test_a_version_file_that_no_reader_would_take_is_not_written(monkeypatch, tmp_path):
-    monkeypatch.setattr("streamseq.storage.version.MAX_VERSION_BYTES", 1000)
+    monkeypatch.setattr("streamseq.storage.versions.version.MAX_VERSION_BYTES", 1000)
     with (
         pytest.raises(ss.StoreError, match="at most 1000 bytes"),
         ss.create(tmp_path / "s.zarr", {"x": ss.Field("uint8")}, shard_bytes=1) as writer,

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from support.jobs import entries, named
 
 import streamseq as ss
-from streamseq.storage.verify import verify
+from streamseq.storage.upkeep.verify import verify
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
 IDS = ["a", "b", "c", "ü"]

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 import streamseq as ss
-from streamseq.storage.chunk_cache import ChunkCache
+from streamseq.storage.shards.chunk_cache import ChunkCache
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
 

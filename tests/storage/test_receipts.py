@@ -8,8 +8,8 @@ import pytest
 
 import streamseq as ss
 from streamseq.storage.layout import plan_layout
-from streamseq.storage.receipts import abandon_receipts, commit_receipts
-from streamseq.storage.shard_writer import ShardWriter
+from streamseq.storage.shards.shard_writer import ShardWriter
+from streamseq.storage.versions.receipts import abandon_receipts, commit_receipts
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64")}
 

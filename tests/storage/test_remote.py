@@ -14,7 +14,7 @@ from storage.test_conformance import FIELDS as ALL_FIELDS
 from storage.test_conformance import StoreSuite
 
 import streamseq as ss
-from streamseq.storage.place import UnknownOutcomeError
+from streamseq.storage.places.place import UnknownOutcomeError
 
 FIELDS = {"x": ss.Field("float32", (3,)), "label": ss.Field("int64", codec="none")}
 CUT = {"chunk_bytes": 400, "shard_bytes": 4000}

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import streamseq as ss
-from streamseq.storage.place import place_of
-from streamseq.storage.remote_ahead import Ahead
-from streamseq.storage.retrying import ExhaustedError, TruncatedError, retrying
-from streamseq.storage.shard_cache import ShardCache
+from streamseq.storage.places.place import place_of
+from streamseq.storage.places.remote_ahead import Ahead
+from streamseq.storage.places.retrying import ExhaustedError, TruncatedError, retrying
+from streamseq.storage.places.shard_cache import ShardCache
 
 FIELDS = {"x": ss.Field("float32", (3,)), "label": ss.Field("int64", codec="none")}
 CUT = {"chunk_bytes": 400, "shard_bytes": 4000}
@@ -226,7 +226,7 @@ def test_addresses_of_packages_that_are_not_there(monkeypatch):
     def missing(*args, **options):
         raise ImportError("Please install gcsfs to access Google Storage")
 
-    monkeypatch.setattr("streamseq.storage.remote_place.url_to_fs", missing)
+    monkeypatch.setattr("streamseq.storage.places.remote_place.url_to_fs", missing)
     with pytest.raises(ss.StoreError, match=r"pip install streamseq\[gcs\]"):
         ss.open("gs://bucket/plants.zarr")
 
@@ -251,7 +251,7 @@ def test_settings_that_make_no_sense(tmp_path, monkeypatch, variable, value):
 
 
 def test_what_helps_to_try_again_is_tried_again(monkeypatch):
-    monkeypatch.setattr("streamseq.storage.retrying._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("streamseq.storage.places.retrying._FIRST_PAUSE", 0.001)
 
     def attempt(*errors):
         left = list(errors)

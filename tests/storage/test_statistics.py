@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import streamseq as ss
-from streamseq.storage import statistics as module
-from streamseq.storage.statistics import FieldStatistics
+from streamseq.storage.statistics import gather as module
+from streamseq.storage.statistics.gather import FieldStatistics
 
 DTYPES = [
     "bool",

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import streamseq as ss
 from streamseq.cli import main
-from streamseq.storage.attach import attach
-from streamseq.storage.kept_statistics import NAME, format_statistics, gatherers, merge_statistics, parse_statistics
 from streamseq.storage.layout import plan_layout
-from streamseq.storage.place import place_of
-from streamseq.storage.receipts import commit_receipts
-from streamseq.storage.shard_writer import ShardWriter
+from streamseq.storage.places.place import place_of
+from streamseq.storage.shards.shard_writer import ShardWriter
+from streamseq.storage.statistics.kept import NAME, format_statistics, gatherers, merge_statistics, parse_statistics
+from streamseq.storage.versions.attach import attach
+from streamseq.storage.versions.receipts import commit_receipts
 
 FIELDS = {"x": ss.Field("float32", (2,)), "label": ss.Field("uint8"), "wide": ss.Field("int64")}
 CUT = {"chunk_bytes": 80, "shard_bytes": 800}
@@ -171,8 +171,8 @@ def test_any_store_is_described_as_numpy_does(data):
 
 
 def test_reading_says_what_writing_said(uri, monkeypatch):
-    monkeypatch.setattr("streamseq.storage.describe._SPANS", 2)
-    monkeypatch.setattr("streamseq.storage.describe._BLOCK_BYTES", 100)
+    monkeypatch.setattr("streamseq.storage.statistics.describe._SPANS", 2)
+    monkeypatch.setattr("streamseq.storage.statistics.describe._BLOCK_BYTES", 100)
     store = ss.open(uri)
     told = []
     again = ss.statistics(store, progress=lambda done, total: told.append((done, total)))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import streamseq as ss
-from streamseq.storage.claim import CLAIM_FILE, Claim
-from streamseq.storage.place import place_of
-from streamseq.storage.shard_writer import ShardWriter
-from streamseq.storage.verify import verify
+from streamseq.storage.places.place import place_of
+from streamseq.storage.shards.shard_writer import ShardWriter
+from streamseq.storage.upkeep.verify import verify
+from streamseq.storage.versions.claim import CLAIM_FILE, Claim
 
 FIELDS = {"x": ss.Field("uint8", codec="none")}
 CUT = {"chunk_bytes": 25, "shard_bytes": 100}
@@ -97,7 +97,7 @@ def test_leftovers_are_removed_and_those_of_live_writers_are_not(store):
 
 def test_a_claim_of_another_machine_shows_that_it_lives(store, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("streamseq.storage.claim.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("streamseq.storage.versions.claim.time.monotonic", lambda: now[0])
     claim = Claim(place_of(store), "a writer")
     with claim:
         for _ in range(3):

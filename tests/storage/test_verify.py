@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 import streamseq as ss
-from streamseq.storage.findings import Span
-from streamseq.storage.new_version import Added, commit_version
-from streamseq.storage.place import place_of
-from streamseq.storage.verify import verify
-from streamseq.storage.version import _document_crc, to_hex
+from streamseq.storage.places.place import place_of
+from streamseq.storage.upkeep.findings import Span
+from streamseq.storage.upkeep.verify import verify
+from streamseq.storage.versions.new_version import Added, commit_version
+from streamseq.storage.versions.version import _document_crc, to_hex
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none"), "b": ss.Field("bool")}
 
@@ -44,7 +44,7 @@ def data_file(store, number, name):
 
 def chunk_at(store, number, name, chunk):
     """Where a chunk begins in its file."""
-    from streamseq.storage.opening import open_chunks
+    from streamseq.storage.shards.opening import open_chunks
 
     version = ss.open(store).snapshot
     count = -(-version.shards[number].num_timesteps // version.layout.chunk_timesteps[name])
@@ -217,8 +217,8 @@ def test_tables_that_contradict_each_other_are_a_problem(store, wrong):
 
 
 def test_an_index_that_does_not_find_an_id_is_a_problem(store, monkeypatch):
-    monkeypatch.setattr("streamseq.storage.table.hash_of", lambda id: 7)
-    monkeypatch.setattr("streamseq.storage.table._hashes", lambda ids: np.full(len(ids), 7, np.uint32))
+    monkeypatch.setattr("streamseq.storage.versions.table.hash_of", lambda id: 7)
+    monkeypatch.setattr("streamseq.storage.versions.table._hashes", lambda ids: np.full(len(ids), 7, np.uint32))
     with ss.append(store) as writer:
         writer.write("d", x=np.zeros((1, 2), np.float32), y=np.zeros(1, np.int64), b=np.zeros(1, bool))
     monkeypatch.undo()

@@ -126,7 +126,7 @@ def test_failure_at_any_step_of_a_commit_leaves_nothing(store, make, monkeypatch
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    for module in ("commit", "zarr_shard", "arrow_shard"):
+    for module in ("places.commit", "shards.zarr_shard", "shards.arrow_shard"):
         monkeypatch.setattr(f"streamseq.storage.{module}.{step}", fail, raising=False)
     with pytest.raises(OSError, match="No space left"), ss.append(store) as writer:
         writer.write("b", **make(FIELDS, 30, 3))
@@ -134,7 +134,7 @@ def test_failure_at_any_step_of_a_commit_leaves_nothing(store, make, monkeypatch
 
 
 def test_interrupt_after_the_version_is_there_keeps_it(store, make, same, monkeypatch):
-    from streamseq.storage import commit
+    from streamseq.storage.places import commit
 
     real = commit.put_if_absent
 
@@ -345,7 +345,7 @@ def test_writing_outside_the_block_is_refused(address):
 
 
 def test_a_write_that_fails_half_way_ends_the_writer(store, monkeypatch):
-    from streamseq.storage import shard_writer
+    from streamseq.storage.shards import shard_writer
 
     before = files(store)
     real = shard_writer._Column.write

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import streamseq as ss
 from streamseq.etl.source import Partition, Piece
 from streamseq.storage.disk_store import DiskStore
-from streamseq.storage.verify import verify
+from streamseq.storage.upkeep.verify import verify
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64", codec="none")}
 # Two or three chunks a shard, two shards a commit.

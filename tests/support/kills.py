@@ -92,9 +92,6 @@ def _serve() -> None:
     import numpy as np
     import pyarrow as pa
 
-    import streamseq.etl.cluster
-    import streamseq.storage.compact
-    import streamseq.storage.store  # noqa: F401
     from support import jobs  # noqa: F401
 
     pa.array(np.zeros(1))  # which imports more, the first time

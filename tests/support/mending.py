@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 
 from streamseq.storage.checksum import crc32c
-from streamseq.storage.version import BLOCK_BYTES, _document_crc, to_hex
+from streamseq.storage.versions.version import BLOCK_BYTES, _document_crc, to_hex
 
 #: What leads to the manifest of a shard in its file.
 MANIFESTS = {"zarr.json": ("attributes", "streamseq"), "shard.json": ()}

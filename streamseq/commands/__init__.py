@@ -1,0 +1,1 @@
+"""The commands in groups: each reads options, calls the library and prints."""

@@ -1,0 +1,1 @@
+"""Adopted stores: sequences in files that somebody else wrote, read in place."""

@@ -1,0 +1,1 @@
+"""Boundaries inside sequences: found in a store, kept beside its sequences."""

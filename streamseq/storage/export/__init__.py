@@ -1,0 +1,1 @@
+"""Stores as what other libraries read."""

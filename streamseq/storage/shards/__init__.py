@@ -1,0 +1,1 @@
+"""Shards: how chunks are cut, encoded, written, found, checked and decoded, for both backends."""

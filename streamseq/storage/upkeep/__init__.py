@@ -1,0 +1,1 @@
+"""Looking after stores: verify, repair, compact, clean, log and info."""
