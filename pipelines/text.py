@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import click
+import numpy as np
 
 from streamseq.core.fields import Field
-from streamseq.etl import Partition, Piece, Skipped
+from streamseq.etl import Partition, Piece, Pieces, Skipped
 from streamseq.etl.command import ingest_command
 from streamseq.etl.source import ON_ERROR
 
 from .bad_input import BadInput
 from .file_bytes import FileError, codec_of, read_bytes
 from .file_parts import FilePart, Item, even_cuts, group, nothing_found, steady_target
+from .file_together import read_together, runs
 from .files import InputFile, find_files
 from .text_blocks import BLOCK_BYTES
 from .text_documents import Documents
@@ -174,6 +176,28 @@ class TextSource:
                 yield item
             else:
                 yield from self._reader.read(item)
+
+    def read_at_once(self, partition: Partition) -> Iterator[Piece | Pieces | Skipped]:
+        """Yield what `read` yields, small files that are sequences of bytes together."""
+        if not self._reader.in_whole_files:
+            yield from self.read(partition)
+            return
+        for run in runs(partition.content):
+            while len(run) > 1:
+                parts = [item for item in run if isinstance(item, FilePart)]
+                values, done = read_together(parts)
+                if done:
+                    lengths = np.array([part.file.size for part in parts[:done]], np.int64)
+                    yield Pieces(ids=[part.file.id for part in parts[:done]], lengths=lengths, arrays={"x": values})
+                # The one that was not read is read again alone, which says what is wrong with it.
+                if done < len(run):
+                    yield from self._reader.read(parts[done])
+                run = run[done + 1 :]
+            for item in run:
+                if isinstance(item, Skipped):
+                    yield item
+                else:
+                    yield from self._reader.read(item)
 
     def _cut(self, file: InputFile, target: int) -> Iterator[Item]:
         """Parts of a large file, which is looked at before parts of it are written."""

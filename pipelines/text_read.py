@@ -73,6 +73,11 @@ class TextReader:
         """Whether files are read block by block."""
         return self.tokens is not None and not self.one_by_one
 
+    @property
+    def in_whole_files(self) -> bool:
+        """Whether each file is a sequence of its bytes."""
+        return self.tokens is None and not self.one_by_one and self.one_id is None
+
     def id_of(self, file: InputFile) -> str | None:
         """The id of the sequence that a file is of; None where it has many."""
         return self.one_id or (None if self.one_by_one else file.id)

@@ -6,7 +6,7 @@ from streamseq.etl.collections_bag import BagCollection
 from streamseq.etl.collections_frame import FrameCollection
 from streamseq.etl.dask_array import to_dask
 from streamseq.etl.report import Report
-from streamseq.etl.source import Partition, Piece, Skipped, Source, SourceError, partition_bytes
+from streamseq.etl.source import Partition, Piece, Pieces, Skipped, Source, SourceError, partition_bytes
 
 __all__ = [
     "ArrayCollection",
@@ -14,6 +14,7 @@ __all__ = [
     "FrameCollection",
     "Partition",
     "Piece",
+    "Pieces",
     "Report",
     "Skipped",
     "Source",

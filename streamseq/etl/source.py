@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from streamseq.core.errors import StreamseqError
@@ -58,6 +59,21 @@ class Piece:
     id: str
     arrays: Mapping[str, NDArray[Any]]
     attrs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pieces:
+    """Many whole sequences end to end, for sources that have very many short ones.
+
+    Args:
+        ids: Their ids, each of a sequence that is nowhere else.
+        lengths: int64 `[M]`, their timesteps.
+        arrays: One array `[n, *D]` per field, of all timesteps.
+    """
+
+    ids: Sequence[str]
+    lengths: NDArray[np.int64]
+    arrays: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +150,17 @@ class Source(Protocol):
         What is left out is yielded as well, as `Skipped`.
         """
         ...
+
+
+def read_at_once(source: Source, partition: Partition) -> Iterator[Piece | Pieces | Skipped]:
+    """What one partition holds, in as few items as the source can say it.
+
+    A source may have a method `read_at_once(partition)`, which yields the same as its `read` and may put whole
+    sequences together as `Pieces`.
+    """
+    read = getattr(source, "read_at_once", source.read)
+    found: Iterator[Piece | Pieces | Skipped] = read(partition)
+    return found
 
 
 def partition_bytes(total_bytes: int, target_bytes: int) -> int:

@@ -6,7 +6,7 @@ import time
 
 from streamseq.etl.attempts import Attempts
 from streamseq.etl.ledger import Ledger
-from streamseq.etl.source import Partition, Skipped, Source, SourceError
+from streamseq.etl.source import Partition, Pieces, Skipped, Source, SourceError, read_at_once
 from streamseq.etl.task_result import TaskResult
 from streamseq.storage.layout import ShardLayout
 from streamseq.storage.places.place import Place
@@ -42,10 +42,13 @@ def run_task(
     with ShardWriter(place, layout) as writer:
         job.begin(writer.writer_id)
         last: str | None = None
-        for item in source.read(partition):
+        for item in read_at_once(source, partition):
             job.check()
             if isinstance(item, Skipped):
                 skipped.append(item)
+                continue
+            if isinstance(item, Pieces):
+                _write_pieces(writer, item)
                 continue
             if item.id != last and item.id in writer:
                 raise duplicate_id(item.id)
@@ -61,6 +64,18 @@ def run_task(
             seconds=time.monotonic() - began,
         )
     return result if ledger is None else ledger.put(key, result)
+
+
+def _write_pieces(writer: ShardWriter, pieces: Pieces) -> None:
+    seen: set[str] = set()
+    for id in pieces.ids:
+        if id in writer or id in seen:
+            raise duplicate_id(id)
+        seen.add(id)
+    try:
+        writer.append_new(pieces.ids, pieces.lengths, pieces.arrays)
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"sequences from {pieces.ids[0]!r} on do not fit: {error}") from error
 
 
 def duplicate_id(id: str) -> SourceError:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import streamseq as ss
+from streamseq.storage.layout import plan_layout
+from streamseq.storage.shards.shard_writer import ShardWriter
 
 FIELDS = {"x": ss.Field("float32", (2,)), "y": ss.Field("int64")}
 
@@ -385,3 +387,25 @@ def test_memory_of_a_writer_does_not_grow_with_what_it_writes(address):
     tracemalloc.stop()
     assert peak < 8 << 20
     assert os.path.getsize(address.parent / "x.npy") > 64 << 20
+
+
+def test_many_sequences_at_once_are_those_one_by_one(tmp_path, backend, make):
+    layout = plan_layout(FIELDS, backend, chunk_bytes=64, shard_bytes=400)
+    lengths = np.array([3, 0, 17, 1, 0, 40, 2])
+    ids = [f"{number}" for number in range(len(lengths))]
+    whole = make(FIELDS, 0, int(lengths.sum()))
+    with ShardWriter(tmp_path / "one", layout) as writer:
+        for id, start, length in zip(ids, np.cumsum(lengths) - lengths, lengths, strict=True):
+            writer.append(id, {name: values[start : start + length] for name, values in whole.items()})
+        one = writer.finish()
+    with ShardWriter(tmp_path / "many", layout) as writer:
+        with pytest.raises(ValueError, match="each sequence has a length"):
+            writer.append_new(ids, lengths + 1, whole)
+        with pytest.raises(ValueError, match="written before"):
+            writer.append_new(["a", "a"], np.array([0, int(lengths.sum())]), whole)
+        writer.append_new(ids, lengths, whole)
+        with pytest.raises(ValueError, match="written before"):
+            writer.append_new(["6"], lengths[:1] * 0, {name: values[:0] for name, values in whole.items()})
+        many = writer.finish()
+    assert (many.ids, many.attrs, many.pieces.tolist()) == (one.ids, one.attrs, one.pieces.tolist())
+    assert [shard.fields for shard in many.shards] == [shard.fields for shard in one.shards]

@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -125,6 +125,40 @@ class ShardWriter:
         if steps:
             self._write(checked, steps)
             self._add_piece(sequence, steps)
+        self._state = "open"
+
+    def append_new(self, ids: Sequence[str], lengths: NDArray[np.int64], arrays: Mapping[str, object]) -> None:
+        """Write many whole sequences without attributes at once. A call that refuses its arguments writes nothing.
+
+        Args:
+            ids: Their ids, none of which was written before.
+            lengths: int64 `[M]`, their timesteps.
+            arrays: One array `[n, *D]` per field, of all their timesteps end to end.
+
+        Raises:
+            TypeError: An id or an array has the wrong type.
+            ValueError: An id was written before, lengths are not those of the arrays, or as for `append`.
+        """
+        if self._state != "open":
+            raise ValueError(f"a shard writer writes until it is finished or has failed, this one is {self._state}")
+        for id in ids:
+            check_id(id)
+        checked, steps = check_arrays(self._layout.fields, arrays)
+        new = dict.fromkeys(ids)
+        if len(new) != len(ids) or not new.keys().isdisjoint(self._index):
+            raise ValueError("sequences that are written at once are new, and one of them was written before")
+        if len(lengths) != len(ids) or int(lengths.sum()) != steps or np.any(lengths < 0):
+            raise ValueError(f"each sequence has a length, all together {steps}, got {len(lengths)} for {len(ids)}")
+        self._state = "failed"
+        first = len(self._index)
+        self._index.update(zip(ids, range(first, first + len(ids)), strict=True))
+        self._attrs.extend([None] * len(ids))
+        if steps:
+            self._write(checked, steps)
+        held = np.flatnonzero(lengths)
+        rows = self._rows + np.cumsum(lengths) - lengths
+        self._pieces.frombytes(np.stack([first + held, rows[held], lengths[held]], axis=1).astype(np.int64).tobytes())
+        self._rows += steps
         self._state = "open"
 
     def finish(self) -> Receipt:
