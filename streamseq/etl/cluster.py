@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,7 @@ import dask
 import distributed
 from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm.addressing import get_address_host_port
+from distributed.protocol.pickle import dumps, loads
 
 from streamseq.core.errors import StreamseqError
 from streamseq.etl.workers import Workers
@@ -69,7 +71,9 @@ class Pool:
 
     def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
         """Start a task. One that a worker dies of is tried again elsewhere, as Dask is configured."""
-        return self._client.submit(function, *args, pure=False)
+        # Dask would look through all arguments, and the scheduler would make them anew.
+        packed = dumps((function, args))
+        return self._client.submit(_call, packed, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False)
 
     def submit_graph(self, tasks: dict[Any, Any], wanted: list[Any]) -> list[Future[Any]]:
         """Start tasks that depend on each other, or on what is on the workers; return what some of them will have."""
@@ -207,6 +211,12 @@ def _ctrl_c_for_this_thread_only() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _call(packed: bytes) -> Any:
+    """Call the function that was packed with its arguments."""
+    function, args = loads(packed)
+    return function(*args)
 
 
 def _look_for_scheduler(address: str) -> None:
