@@ -19,7 +19,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 def test_the_guide_s_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
-    assert len(blocks) == 15
+    assert len(blocks) == 16
     names = {}
     for block in blocks:
         exec(compile(block, "guide.md", "exec"), names)
