@@ -14,9 +14,6 @@ from support.s3 import Proxy, s3_server
 
 import streamseq as ss
 
-# Their assertions say as much as those of the tests.
-pytest.register_assert_rewrite("support.jobs", "support.store_suite")
-
 Arrays = dict[str, NDArray[Any]]
 Make = Callable[..., Arrays]
 
