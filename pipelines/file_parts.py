@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from streamseq.etl import Partition, Skipped, SourceError, partition_bytes
 
 from .files import InputFile
 
 
-# Without slots, with which pickle asks Python for the fields of each one.
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FilePart:
     """Part `[start, stop)` of a file, in bytes or in what the format counts in.
 
@@ -27,6 +27,43 @@ class FilePart:
     start: int
     stop: int
     whole: bool = True
+
+
+class FileParts(tuple[FilePart | Skipped, ...]):
+    """What a partition holds: a tuple that is pickled as columns, for a job may have very many files."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[..., FileParts], tuple[object, ...]]:
+        parts = [item for item in self if isinstance(item, FilePart)]
+        others = [(number, item) for number, item in enumerate(self) if not isinstance(item, FilePart)]
+        files = [part.file for part in parts]
+        return _file_parts, (
+            others,
+            [file.address for file in files],
+            [file.id for file in files],
+            [file.size for file in files],
+            [file.modified for file in files],
+            [file.mark for file in files],
+            [part.start for part in parts],
+            [part.stop for part in parts],
+            [part.whole for part in parts],
+        )
+
+
+def _file_parts(others: list[tuple[int, Skipped]], *columns: list[Any]) -> FileParts:
+    items: list[FilePart | Skipped] = [
+        FilePart(
+            file=InputFile(address=address, id=id, size=size, modified=modified, mark=mark),
+            start=start,
+            stop=stop,
+            whole=whole,
+        )
+        for address, id, size, modified, mark, start, stop, whole in zip(*columns, strict=True)
+    ]
+    for number, item in others:
+        items.insert(number, item)
+    return FileParts(items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +135,7 @@ def group(items: Sequence[Item], target: int) -> list[Partition]:
         partitions.append(
             Partition(
                 num_bytes=sum(item.num_bytes for item in chosen),
-                content=tuple(item.content for item in chosen),
+                content=FileParts(item.content for item in chosen),
                 continues=chosen[0].goes_on or (last if ids and ids[0] == last else None),
             )
         )

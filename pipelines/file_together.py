@@ -29,8 +29,10 @@ def runs(items: Sequence[FilePart | Skipped]) -> Iterator[list[FilePart | Skippe
     run: list[FilePart | Skipped] = []
     filled = 0
     for item in items:
-        small = isinstance(item, FilePart) and _is_small(item)
-        size = item.file.size if isinstance(item, FilePart) else 0
+        small, size = False, 0
+        if isinstance(item, FilePart):
+            size = item.file.size
+            small = size <= _SMALL_BYTES and _can_be_read(item)
         if run and (not small or len(run) >= _MOST_FILES or filled + size > _MOST_BYTES):
             yield run
             run, filled = [], 0
@@ -43,15 +45,10 @@ def runs(items: Sequence[FilePart | Skipped]) -> Iterator[list[FilePart | Skippe
         yield run
 
 
-def _is_small(part: FilePart) -> bool:
+def _can_be_read(part: FilePart) -> bool:
+    """Whether it is a whole plain file of this machine."""
     file = part.file
-    return (
-        _read is not None
-        and part.whole
-        and file.modified is not None
-        and file.size <= _SMALL_BYTES
-        and codec_of(file.address) is None
-    )
+    return _read is not None and part.whole and file.modified is not None and codec_of(file.address) is None
 
 
 def read_together(parts: Sequence[FilePart]) -> tuple[NDArray[np.uint8], int]:

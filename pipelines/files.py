@@ -23,8 +23,7 @@ _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "la
 _MISSING = "it is a symbolic link to nothing, or was removed meanwhile"
 
 
-# Without slots, with which pickle asks Python for the fields of each one.
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
     """One file of input, as it was when it was found.
 

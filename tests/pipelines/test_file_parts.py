@@ -1,5 +1,6 @@
 """Partitions of files: none too large, and a change of one file changes few."""
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -32,6 +33,7 @@ def test_groups_hold_every_item_once_in_order_and_are_neither_large_nor_small(si
     ]
     groups = group(items, target)
     assert [content for each in groups for content in each.content] == [each.content for each in items]
+    assert pickle.loads(pickle.dumps(groups)) == groups
     for each in groups:
         parts = [content for content in each.content if isinstance(content, FilePart)]
         assert each.num_bytes == sum(part.stop for part in parts)
