@@ -21,18 +21,9 @@ KINDS = ["array", "audio", "genome", "table", "text"]
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
+def run(run):
     """Run `streamseq ingest` in this process, in a folder of its own; the exit code and both outputs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STREAMSEQ_TRACEBACK", raising=False)
-
-    def call(*args):
-        with pytest.raises(SystemExit) as exit:
-            cli.main(["ingest", *map(str, args)])
-        said = capsys.readouterr()
-        return exit.value.code, said.out, said.err
-
-    return call
+    return lambda *args: run("ingest", *args)
 
 
 def test_transforms_are_done_in_order(run, tmp_path):

@@ -8,26 +8,11 @@ import pytest
 import torch
 
 import streamseq as ss
-from streamseq import cli
 from streamseq.training import TrainingSettings, save_checkpoint, train
 from streamseq.training.build import build_model
 from streamseq.training.plan import plan
 
 SMALL = ["--lanes", 2, "--hidden", 8, "--embedding", 4, "--held-out", "0.2"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STREAMSEQ_TRACEBACK", raising=False)
-
-    def call(*args):
-        with pytest.raises(SystemExit) as exit:
-            cli.main([str(arg) for arg in args])
-        said = capsys.readouterr()
-        return exit.value.code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

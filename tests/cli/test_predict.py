@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional
 
 import streamseq as ss
-from streamseq import cli
 from streamseq.training import ByteLanguageModel, TrainingSettings, evaluate, next_byte_loss, save_checkpoint
 from streamseq.training.build import build_model, load_model
 
@@ -24,20 +23,9 @@ LENGTHS = (90, 0, 61, 130, 1, 40, 2)
 FEW = ["--lanes", 3, "--window", 16, "--threads", 1]
 
 
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command in this process, in a folder of its own; the exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STREAMSEQ_TRACEBACK", raising=False)
+@pytest.fixture(autouse=True)
+def without_a_disk(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-    def call(*args):
-        with pytest.raises(SystemExit) as exit:
-            cli.main([str(arg) for arg in args])
-        said = capsys.readouterr()
-        return exit.value.code, said.out, said.err
-
-    return call
 
 
 def write_checkpoint(path, hidden=6):
