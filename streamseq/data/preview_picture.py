@@ -177,7 +177,9 @@ def _thinned(times: Int64, values: NDArray[np.float64]) -> tuple[NDArray[Any], N
         return times, values
     first = np.arange(0, count, -(-count // _BINS))
     low, high = np.fmin.reduceat(values, first), np.fmax.reduceat(values, first)
-    return np.repeat(times[first], 2), np.stack([low, high], 1).reshape(-1)
+    # A bin with a gap ends the line.
+    end = np.where(np.isnan(np.maximum.reduceat(values, first)), np.nan, high)
+    return np.repeat(times[first], 3), np.stack([low, high, end], 1).reshape(-1)
 
 
 def _draw_lanes(axes: Any, picture: Picture) -> list[Any]:

@@ -222,10 +222,13 @@ def test_long_lines_keep_their_extremes():
     values = np.zeros(100_000)
     values[[777, 50_000]] = [9, -9]
     values[10_000:20_000] = np.nan
+    values[70_000] = np.nan
     times, thin = preview_picture._thinned(np.arange(len(values)), values)
-    assert len(times) == len(thin) < 4000
+    assert len(times) == len(thin) < 6000
     assert (np.nanmax(thin), np.nanmin(thin)) == (9, -9)
     assert np.isnan(thin[(times > 10_100) & (times < 19_900)]).all()
+    # A gap of one is a gap.
+    assert np.isnan(thin[(times > 69_900) & (times < 70_100)]).any()
 
 
 def test_ids_are_shortened_to_what_there_is_room_for():
