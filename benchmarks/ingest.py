@@ -99,13 +99,13 @@ def compute(name: str, source: Path, store: Path, workers: int) -> dict[str, Any
     return json.loads(ss.ingest(ArraySource(paths), store, [function], workers=workers).to_json())
 
 
-def compute_rows(scratch: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def compute_rows(scratch: Path, rounds: int, steps: int) -> Iterator[dict[str, Any]]:
     """A row for each transform: two workers against one."""
     source, store = scratch / "arrays", scratch / "store.arrow"
     source.mkdir()
     random = np.random.default_rng(0)
     for number in range(16):
-        np.save(source / f"{number:02d}.npy", random.standard_normal((STEPS // 16, CHANNELS), np.float32))
+        np.save(source / f"{number:02d}.npy", random.standard_normal((steps // 16, CHANNELS), np.float32))
     for name in ("python", "numpy"):
         seconds: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(rounds):
@@ -150,8 +150,9 @@ def memory_rows(folder: Path, scratch: Path, workers: int) -> Iterator[dict[str,
     shutil.rmtree(several)
 
 
-def section(folder: Path, workers: int, rounds: int, scratch: Path) -> str:
+def section(folder: Path, workers: int, rounds: int, scratch: Path, *, quick: bool = False) -> str:
     """The section of docs/benchmarks.md."""
+    steps = STEPS // 100 if quick else STEPS
     count = sum(len(names) for _, _, names in os.walk(folder))
     lines = [
         "## Jobs",
@@ -172,13 +173,13 @@ def section(folder: Path, workers: int, rounds: int, scratch: Path) -> str:
         )
     lines += [
         "",
-        f"Transforms that compute, {STEPS:,} timesteps of {CHANNELS} float32 in 16 files: a Python loop over values "
+        f"Transforms that compute, {steps:,} timesteps of {CHANNELS} float32 in 16 files: a Python loop over values "
         "(its workers are processes), and numpy (threads).",
         "",
         "| | one worker, s | two are faster by |",
         "|---|---:|---:|",
     ]
-    for row in compute_rows(scratch, rounds):
+    for row in compute_rows(scratch, rounds, steps):
         lines.append(f"| {row['what']} | {row['one_worker_seconds']:.1f} | {row['speedup']:.2f} |")
     lines += [
         "",

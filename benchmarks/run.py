@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import checksums
 import cold
+import ingest
 import latency
 import memory
 import opening
 import plans
+import search
 import tbptt
 import tbptt_exact
 import throughput
@@ -67,6 +70,12 @@ def checksums_section(raw: Path, stores: Path, scale: float, *, quick: bool) -> 
     rounds = 1 if quick else 7
     command = f"python benchmarks/checksums.py --raw FOLDER --scale {scale:g} --rounds {rounds}"
     return checksums.section(list(checksums.rows(raw, stores, scale, rounds)), command)
+
+
+def ingest_section(files: Path | None, folder: Path, *, quick: bool) -> str:
+    if files is None:
+        files = Path(sysconfig.get_path("stdlib")) / ("asyncio" if quick else "")
+    return ingest.section(files, workers=2, rounds=1 if quick else 5, scratch=folder, quick=quick)
 
 
 def tbptt_section(*, quick: bool, peers: bool) -> str:
@@ -142,6 +151,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="install the peers (11 GB) and measure them too")
     parser.add_argument("--peers-scale", type=float, default=0.1, help="of the workloads that peers are measured on")
     parser.add_argument("--raw", type=Path, help="where the raw data is kept; a folder for the run if not given")
+    parser.add_argument("--files", type=Path, help="the folder that is ingested; the standard library's unless said")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -155,6 +165,8 @@ def main() -> None:
         sections.append(memory_section(folder, quick=options.quick))
         sections.append(plans.section(10**5 if options.quick else 10**8))
         sections.append(opening.section(10**5 if options.quick else 10**7))
+        sections.append(ingest_section(options.files, folder, quick=options.quick))
+        sections.append(search.section(1 if options.quick else 3, 5_000 if options.quick else 60_000))
         trainers = options.peers and environments.create(PEERS, "tbptt") is None
         sections.append(tbptt_section(quick=options.quick, peers=trainers))
         sections.append(tbptt_exact_section(folder, quick=options.quick))
