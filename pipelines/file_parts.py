@@ -35,8 +35,9 @@ class FileParts(tuple[FilePart | Skipped, ...]):
     __slots__ = ()
 
     def __reduce__(self) -> tuple[Callable[..., FileParts], tuple[object, ...]]:
-        parts = [item for item in self if isinstance(item, FilePart)]
-        others = [(number, item) for number, item in enumerate(self) if not isinstance(item, FilePart)]
+        # Formats have parts of their own, which say more.
+        parts = [item for item in self if type(item) is FilePart]
+        others = [(number, item) for number, item in enumerate(self) if type(item) is not FilePart]
         files = [part.file for part in parts]
         return _file_parts, (
             others,

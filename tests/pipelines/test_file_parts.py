@@ -1,6 +1,7 @@
 """Partitions of files: none too large, and a change of one file changes few."""
 
 import pickle
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +15,16 @@ from streamseq.etl import Skipped
 MIB = 1 << 20
 
 
-def item(name, size, modified=1):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnPart(FilePart):
+    """A part that says more, as those of some formats."""
+
+    inside: int = 3
+
+
+def item(name, size, modified=1, kind=FilePart):
     file = InputFile(address=f"/{name}", id=name, size=size, modified=modified)
-    return Item(content=FilePart(file=file, start=0, stop=size), num_bytes=size, weight=size, id=name)
+    return Item(content=kind(file=file, start=0, stop=size), num_bytes=size, weight=size, id=name)
 
 
 def sample(count, seed):
@@ -28,12 +36,16 @@ def sample(count, seed):
 @given(sizes=st.lists(st.integers(0, 300), max_size=60), target=st.integers(1, 500))
 def test_groups_hold_every_item_once_in_order_and_are_neither_large_nor_small(sizes, target):
     items = [
-        item(f"{number}", size) if size else Item(content=Skipped(what=f"{number}", reason="empty"))
+        item(f"{number}", size, kind=OwnPart if size % 3 else FilePart)
+        if size
+        else Item(content=Skipped(what=f"{number}", reason="empty"))
         for number, size in enumerate(sizes)
     ]
     groups = group(items, target)
     assert [content for each in groups for content in each.content] == [each.content for each in items]
-    assert pickle.loads(pickle.dumps(groups)) == groups
+    again = pickle.loads(pickle.dumps(groups))
+    assert again == groups
+    assert [type(content) for each in again for content in each.content] == [type(each.content) for each in items]
     for each in groups:
         parts = [content for content in each.content if isinstance(content, FilePart)]
         assert each.num_bytes == sum(part.stop for part in parts)
