@@ -97,18 +97,6 @@ class Ledger:
             yield result
 
 
-def receipts_of(content: bytes) -> list[str]:
-    """The shards that a receipt names, whatever job it is of.
-
-    Raises:
-        ValueError: It is no receipt.
-    """
-    try:
-        return [str(shard["id"]) for shard in _checked(content)["shards"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"it is no receipt: {error}") from None
-
-
 def _content(result: TaskResult) -> bytes:
     receipt = result.receipt
     document: dict[str, Any] = {

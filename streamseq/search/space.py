@@ -80,11 +80,6 @@ class Space:
             found[name] = tuple(dict.fromkeys(each))
         return cls(choices=found)
 
-    @property
-    def is_grid(self) -> bool:
-        """Whether all choices are values, so that there are finitely many candidates."""
-        return not any(isinstance(values, Range) for values in self.choices.values())
-
     def grid(self) -> list[dict[str, Value]]:
         """Every candidate as it is chosen, unresolved; of several that resolve to the same the first one.
 
