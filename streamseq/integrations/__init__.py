@@ -1,0 +1,1 @@
+"""streamseq within the training loops of other packages: each needs its extra."""
