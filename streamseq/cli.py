@@ -153,6 +153,14 @@ def _setting(
     "Timesteps that back-propagation reaches, at least k1; n: the whole sequence.",
     metavar="TIMESTEPS|n",
 )
+@_setting(
+    "--split",
+    str,
+    "naive",
+    "How sequences are cut into windows: naive, by length; as-is, not at all; domain:NAME, also at the boundaries of "
+    "that name, which ingestion or streamseq mark has stored.",
+    metavar="naive|as-is|domain:NAME",
+)
 @_setting("--lanes", int, "32", "Sequences side by side.")
 @_setting("--window", int, "k1, or 256 where k1 is n", "Timesteps read at once.")
 @_setting("--segment", int, "as ss.TBPTT has it", "Timesteps whose activations live at once.")
@@ -177,8 +185,9 @@ def _setting(
 @_setting("--held-out", float, "0.05", "The share of the sequences that is evaluated, not trained on.")
 @_setting("--held-out-timesteps", int, "1048576", "How many timesteps of those are evaluated at most.")
 @_setting("--seed", int, "0", "Of parameters, shuffling, the held-out sequences and dropout.")
-@_setting("--epochs", int, "1", "How often all sequences are seen, where --updates is not given.")
+@_setting("--epochs", int, "1", "How often all sequences are seen, where neither --updates nor --seconds is given.")
 @_setting("--updates", int, "as the epochs give", "How many updates are made.")
+@_setting("--seconds", float, "any", "How long training takes at most, evaluations and checkpoints not counted.")
 @_setting("--cell", click.Choice(["lstm", "gru"]), "lstm", "The kind of recurrent network.")
 @_setting("--hidden", int, "256", "Its size.")
 @_setting("--embedding", int, "64", "The size of the vector that stands for a byte.")

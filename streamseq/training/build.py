@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from streamseq.core.errors import ResumeError
+from streamseq.core.splits import AsIs
 from streamseq.data.dataset import StreamDataset
 from streamseq.storage.interface import Store
 from streamseq.training.checkpoint import read_checkpoint
@@ -43,24 +45,40 @@ def build_streams(store: Store, settings: TrainingSettings) -> Streams:
             f"training learns bytes, a field of uint8 with step shape (), and {settings.field!r} of {store.uri} is "
             f"{field.dtype} with {field.shape}: name another field, or write a loop of your own around ss.TBPTT"
         )
-    # The logits of a window are a kilobyte a timestep.
-    evaluation_window = max(1, EVALUATED_AT_ONCE // settings.lanes)
     split = hold_out(store, share=settings.held_out, seed=settings.seed, limit=settings.held_out_timesteps)
     return Streams(
-        train=_stream(store, settings, split.train, settings.window_length, shuffle=settings.shuffle),
-        held_out=_stream(store, settings, split.held_out, evaluation_window) if split.held_out else None,
+        train=_training_stream(store, settings, split.train),
+        held_out=_held_out_stream(store, settings, split.held_out) if split.held_out else None,
         split=split,
     )
 
 
+def _training_stream(store: Store, settings: TrainingSettings, spans: list[Span]) -> StreamDataset:
+    split = settings.splitting
+    window = None if isinstance(split, AsIs) else settings.window_length
+    options: dict[str, Any] = {"split": split, "shuffle": settings.shuffle}
+    return _stream(store, settings, spans, window, whole=isinstance(split, AsIs), **options)
+
+
+def _held_out_stream(store: Store, settings: TrainingSettings, spans: list[Span]) -> StreamDataset:
+    # The logits of a window are a kilobyte a timestep.
+    return _stream(store, settings, spans, max(1, EVALUATED_AT_ONCE // settings.lanes))
+
+
 def _stream(
-    store: Store, settings: TrainingSettings, spans: list[Span], window: int, shuffle: bool = False
+    store: Store,
+    settings: TrainingSettings,
+    spans: list[Span],
+    window: int | None,
+    *,
+    whole: bool = False,
+    **options: Any,
 ) -> StreamDataset:
     layout = settings.layout
     if layout is None:
         # With fewer sequences than lanes some lanes would always be idle; but n is the length of a whole sequence.
         cut = len(spans) < settings.lanes and settings.k1 is not None and settings.k2 is not None
-        layout = "even" if cut else "sequences"
+        layout = "even" if cut and not whole else "sequences"
     return StreamDataset(
         store,
         settings.lanes,
@@ -68,9 +86,9 @@ def _stream(
         sequences=spans,
         fields=[settings.field],
         lookahead={"target": (settings.field, 1)},
-        shuffle=shuffle,
         seed=settings.seed,
         layout=layout,
+        **options,
     )
 
 
@@ -80,7 +98,9 @@ def planned_updates(stream: StreamDataset, settings: TrainingSettings) -> int:
         return settings.updates
     if settings.k1 is None:
         return settings.epochs * _num_cohorts(stream)
-    return settings.epochs * -(-len(stream) * settings.window_length // settings.k1)
+    if stream.window is None:
+        return settings.epochs * sum(-(-stream.plan.window_length(step) // settings.k1) for step in range(len(stream)))
+    return settings.epochs * -(-len(stream) * stream.window // settings.k1)
 
 
 def _num_cohorts(stream: StreamDataset) -> int:

@@ -31,7 +31,8 @@ class TrainingPlan:
     Args:
         memory: Of an update.
         model_bytes: Of parameters, their gradients and the optimizer's state.
-        lanes, window, k1, k2: What it is for; k1 and k2 are None where they are n.
+        lanes, window, k1, k2: What it is for; k1 and k2 are None where they are n, window where sequences
+            are read whole.
         longest: Timesteps n of the longest sequence.
         windows, updates, timesteps: Of an epoch; without the sequences that are held out.
         occupancy: How full the lanes are.
@@ -40,7 +41,7 @@ class TrainingPlan:
     memory: Memory
     model_bytes: int
     lanes: int
-    window: int
+    window: int | None
     k1: int | None
     k2: int | None
     longest: int
@@ -57,10 +58,10 @@ class TrainingPlan:
     def as_table(self) -> str:
         """The figures for people."""
         k1, k2 = ("n" if k is None else f"{k:,}" for k in (self.k1, self.k2))
+        windows = "windows of whole sequences" if self.window is None else f"windows of {self.window:,} timesteps"
         return "\n".join(
             [
-                f"TBPTT({k1}, {k2}) on {self.lanes:,} lanes, windows of {self.window:,} timesteps, "
-                f"sequences of up to {self.longest:,}",
+                f"TBPTT({k1}, {k2}) on {self.lanes:,} lanes, {windows}, sequences of up to {self.longest:,}",
                 self.memory.as_table(),
                 f"beside that {format_bytes(self.model_bytes)} for parameters, gradients and optimizer, and what "
                 "reading takes (StreamDataset's memory)",
@@ -104,7 +105,7 @@ def plan(
             f"a budget chooses the segment, got memory={format_bytes(budget)} and segment={settings.segment}: pass one"
         )
     stream = build_streams(store, settings).train
-    window = settings.window_length
+    window = stream.window
     grid = Grid(k1=settings.k1, k2=settings.k2).fit(window, stream.plan.longest)
     # The trainer's generator goes on from the parameters; here nothing may move it.
     with torch.random.fork_rng(devices=[]):

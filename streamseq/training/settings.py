@@ -11,9 +11,12 @@ import torch
 
 from streamseq.core.grid import Grid
 from streamseq.core.sizes import parse_bytes
+from streamseq.core.splits import AsIs, Domain, Naive, Split
 
 # What may be another at each resume: it does not decide the parameters, or no more than their last bits.
 _FREE = frozenset({"threads", "device", "log_every", "evaluate_every", "checkpoint_every"})
+
+NAIVE, AS_IS, DOMAIN = "naive", "as-is", "domain:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +26,11 @@ class TrainingSettings:
     Args:
         k1: Timesteps between updates; None: n, the whole sequence.
         k2: Timesteps that back-propagation reaches; None: n.
+        split: How long sequences are cut into windows: "naive", by length; "as-is": not at all; "domain:NAME": also
+            where the stored boundaries of that name are, see `ss.mark`; of several names with commas between them, at
+            all of them. What is held out is gone through as with "naive" in any case, so that losses compare.
         lanes: Sequences side by side, B.
-        window: Timesteps read at once; None: k1, or 256 where k1 is n.
+        window: Timesteps read at once; None: k1, or 256 where k1 is n. As they are, sequences are read whole.
         segment: Timesteps whose activations live at once; None: as `TBPTT` has it.
         memory: A budget for an update such as "500MB", which chooses the segment; None: none.
         burn_in: Timesteps that are run before the start of a lane in the middle of a sequence, to find its state.
@@ -35,8 +41,11 @@ class TrainingSettings:
         held_out: The share of the sequences that is not trained on but evaluated; 0: none.
         held_out_timesteps: How many timesteps of them are evaluated at most.
         seed: Of the parameters, the shuffling, the split and dropout.
-        epochs: How often all sequences are seen, where `updates` is None.
-        updates: How many updates are made; None: as many as the epochs give.
+        epochs: How often all sequences are seen, where `updates` and `seconds` are None.
+        updates: How many updates are made; None: as many as the epochs give, or the seconds.
+        seconds: How long training takes at most, over all parts of a run that is resumed: the run ends with the update
+            in which they are over. Evaluations and checkpoints do not count. The learning rate falls by them, and what
+            a machine that is faster or slower comes to is something else.
         cell, hidden, embedding, layers, dropout: See `ByteLanguageModel`.
         learning_rate: Of Adam, at its highest.
         final_learning_rate: To which it falls on a cosine until the end of the run, as a share of the highest.
@@ -53,6 +62,7 @@ class TrainingSettings:
 
     k1: int | None = 128
     k2: int | None = 256
+    split: str = "naive"
     lanes: int = 32
     window: int | None = None
     segment: int | None = None
@@ -66,6 +76,7 @@ class TrainingSettings:
     seed: int = 0
     epochs: int = 1
     updates: int | None = None
+    seconds: float | None = None
     cell: str = "lstm"
     hidden: int = 256
     embedding: int = 64
@@ -89,6 +100,8 @@ class TrainingSettings:
             value = getattr(self, name)
             _check(name, value, value is None or value >= 1, "at least 1")
         _check("updates", self.updates, self.updates is None or self.updates >= 0, "at least 0")
+        _check("seconds", self.seconds, self.seconds is None or 0 < self.seconds < math.inf, "a number above 0")
+        _check_split(self.split, self.window)
         _check("burn_in", self.burn_in, self.burn_in >= 0, "at least 0")
         if self.memory is not None:
             _check("memory", self.memory, self.segment is None, "given without segment, which it chooses")
@@ -104,6 +117,15 @@ class TrainingSettings:
     def window_length(self) -> int:
         """Timesteps of a window."""
         return self.window or self.k1 or 256
+
+    @property
+    def splitting(self) -> Split:
+        """The split, as `StreamDataset` takes it."""
+        if self.split == AS_IS:
+            return AsIs()
+        if self.split == NAIVE:
+            return Naive()
+        return Domain(self.split.removeprefix(DOMAIN).split(","))
 
     def bound(self) -> dict[str, Any]:
         """The settings that a resumed run must share with its checkpoint."""
@@ -124,6 +146,13 @@ class TrainingSettings:
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         fall = (1 + math.cos(math.pi * min(1.0, update / max(1, planned)))) / 2
         return self.learning_rate * rise * (self.final_learning_rate + (1 - self.final_learning_rate) * fall)
+
+
+def _check_split(split: str, window: int | None) -> None:
+    named = split.startswith(DOMAIN) and all(split.removeprefix(DOMAIN).split(","))
+    _check("split", repr(split), split in (NAIVE, AS_IS) or named, f"{NAIVE}, {AS_IS} or {DOMAIN}NAME")
+    if split == AS_IS and window is not None:
+        raise ValueError(f"split={AS_IS} reads sequences whole, got window={window}: leave the window out")
 
 
 def _check_device(name: str) -> None:

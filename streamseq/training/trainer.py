@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -98,7 +98,9 @@ def train(
         )
     settings = settings or TrainingSettings()
     if saved is not None:
-        check_settings(checkpoint, saved["settings"], settings.bound())
+        # One that was saved before there was some setting had it as it is by default.
+        earlier = asdict(TrainingSettings.from_saved(saved["settings"]))
+        check_settings(checkpoint, earlier | saved["settings"], settings.bound())
     if not isinstance(store, Store):
         store = open_store(store, version=None if saved is None else saved["settings"]["store_version"])
     devices = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
@@ -155,8 +157,15 @@ class _Trainer:
         held = sum(stop - start for _, start, stop in split.held_out)
         self._reporter.note(
             f"training on {self._streams.train.num_timesteps:,} timesteps of {len(split.train):,} sequences, held out "
-            f"{held:,} of {len(split.held_out):,}; {self._planned:,} updates, threads: {self._run.threads}"
+            f"{held:,} of {len(split.held_out):,}; {self._until()}, threads: {self._run.threads}"
         )
+
+    def _until(self) -> str:
+        settings = self._settings
+        if settings.seconds is None:
+            return f"{self._planned:,} updates"
+        most = "" if settings.updates is None else f", at most {settings.updates:,} updates"
+        return f"{settings.seconds:g} s{most}"
 
     def _probe_threads(self) -> int:
         settings = self._settings
@@ -172,7 +181,7 @@ class _Trainer:
         settings = self._settings
         load_checkpoint(
             self._checkpoint,
-            settings=settings.bound() | self._store_settings(),
+            settings=self._store_settings(),
             map_location=settings.device,
             model=self._model,
             optimizer=self._optimizer,
@@ -209,10 +218,10 @@ class _Trainer:
         save_due = False
         if self._is_last():
             return True
-        begin = time.perf_counter()
+        begin = perf_counter()
         for update in self._updates():
             norm = self._apply(update)
-            run.seconds += time.perf_counter() - begin
+            run.seconds += perf_counter() - begin
             run.waited = self._waited_before + self._loader.stats.waited
             self._show()
             if run.updates % settings.log_every == 0:
@@ -228,16 +237,27 @@ class _Trainer:
                 save_due = False
                 if stopped:
                     return False
-            begin = time.perf_counter()
+            begin = perf_counter()
         return True
 
     def _is_last(self) -> bool:
-        return self._settings.updates is not None and self._run.updates >= self._settings.updates
+        run, settings = self._run, self._settings
+        enough = settings.updates is not None and run.updates >= settings.updates
+        return enough or (settings.seconds is not None and run.seconds >= settings.seconds)
+
+    def _expected(self) -> int:
+        """How many updates the run will have made at its end, as it looks now."""
+        run, settings = self._run, self._settings
+        if settings.seconds is None:
+            return self._planned
+        at_this_rate = max(1, run.updates, round(run.updates * settings.seconds / max(run.seconds, 1e-9)))
+        return at_this_rate if settings.updates is None else min(settings.updates, at_this_rate)
 
     def _updates(self) -> Iterator[Update]:
         """The updates that are left, epoch after epoch."""
         stream = self._streams.train
-        while self._settings.updates is not None or stream.epoch < self._settings.epochs:
+        endless = self._settings.updates is not None or self._settings.seconds is not None
+        while endless or stream.epoch < self._settings.epochs:
             # What the loader says is of one epoch.
             self._waited_before = self._run.waited
             before, whole = self._run.updates, stream.state_dict()["step"] == 0
@@ -260,7 +280,7 @@ class _Trainer:
                 f"run after update {self._saved_at}"
             )
         for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(run.updates, self._planned)
+            group["lr"] = settings.learning_rate_at(run.updates, self._expected())
         self._optimizer.step()
         self._optimizer.zero_grad()
         run.updates += 1
@@ -275,7 +295,7 @@ class _Trainer:
         self._reporter.show(
             Progress(
                 update=run.updates,
-                planned=self._planned,
+                planned=self._expected(),
                 bits=(run.mean_loss() or 0.0) / LN2,
                 held_out_bits=None if run.held_out_loss is None else run.held_out_loss / LN2,
                 timesteps_per_second=run.timesteps / run.seconds,

@@ -25,6 +25,7 @@ RUNS = {
     "several windows an update": {"window": 4, "k1": 12, "k2": 20, "segment": 6},
     "whole sequences": {"k1": None, "k2": None},
     "one sequence": {"held_out": 0.1, "layout": "even"},
+    "as they are": {"split": "as-is", "k1": 16, "k2": 32},
 }
 
 
