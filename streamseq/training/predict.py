@@ -128,7 +128,7 @@ def predict(
             name. Dtype and step shape are found from the first window. bfloat16 is stored as float32, which has all
             of its values.
         inputs: A field's name, several (the model gets a tuple), or a function of the window.
-        lookahead: Of the windows, as for `StreamDataset`: `{"target": ("x", 1)}` gives window["target"][t] = x[t+1],
+        lookahead: Of the windows, as for `StreamDataset`: `{"target": ("x", 1)}` gives `window["target"][t] = x[t+1]`,
             and window.mask says where there is one.
         lanes: Sequences side by side, B; fewer where a task has fewer.
         window: Timesteps K that the model gets at once; the last ones of a sequence are padded with zeros.
