@@ -1,4 +1,4 @@
-"""Every Python block of the guide runs, in order, and the examples in docstrings do what they show."""
+"""Docstrings do what they show, stores open without streamseq as the README says, links lead somewhere."""
 
 import doctest
 import importlib
@@ -14,16 +14,6 @@ import pytest
 import streamseq
 
 DOCS = Path(__file__).parent.parent / "docs"
-
-
-def test_the_guide_s_code_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
-    assert len(blocks) == 16
-    names = {}
-    for block in blocks:
-        exec(compile(block, "guide.md", "exec"), names)
-    assert names["update"].num_timesteps > 0
 
 
 @pytest.mark.parametrize("backend", ["zarr", "arrow"])
