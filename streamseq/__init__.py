@@ -23,13 +23,14 @@ from streamseq.core.fields import Field
 from streamseq.core.tokens import StateToken
 
 if TYPE_CHECKING:
-    from streamseq import search
+    from streamseq import report, search
     from streamseq.data.carry import Carry
     from streamseq.data.dataset import StreamDataset
     from streamseq.data.loader import StreamLoader
     from streamseq.data.preview import preview
     from streamseq.data.window import Window
     from streamseq.etl.job import ingest
+    from streamseq.integrations.adapt import adapt
     from streamseq.storage.adopted.arrow import adopt_arrow
     from streamseq.storage.adopted.npy import adopt_npy
     from streamseq.storage.adopted.parquet import adopt_parquet
@@ -53,6 +54,7 @@ _LAZY = {
     "StreamLoader": "streamseq.data.loader",
     "TBPTT": "streamseq.tbptt.engine",
     "Window": "streamseq.data.window",
+    "adapt": "streamseq.integrations.adapt",
     "adopt_arrow": "streamseq.storage.adopted.arrow",
     "adopt_npy": "streamseq.storage.adopted.npy",
     "adopt_parquet": "streamseq.storage.adopted.parquet",
@@ -91,6 +93,7 @@ __all__ = [
     "VersionConflictError",
     "Window",
     "__version__",
+    "adapt",
     "adopt_arrow",
     "adopt_npy",
     "adopt_parquet",
@@ -110,6 +113,7 @@ __all__ = [
     "predict",
     "preview",
     "repair",
+    "report",
     "search",
     "splits",
     "statistics",
@@ -122,7 +126,7 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
-    if name in ("etl", "search", "training"):
+    if name in ("etl", "report", "search", "training"):
         return import_module(f"streamseq.{name}")
     raise AttributeError(f"module 'streamseq' has no attribute {name!r}")
 

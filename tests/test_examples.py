@@ -15,6 +15,7 @@ RUNS = {
     "tbptt_in_memory.py": ([], "stopped after 150 and resumed"),
     "exact_bptt.py": (["20000"], "through 20,000 timesteps"),
     "predict.py": ([], "most surprising: timestep 400 of wave-33"),
+    "linear_attention.py": ([], "loss 0.0000 after 250 windows"),
     "copy_task.py": (["10"], "K = 20: test perplexity"),
     "influence_balancing.py": ([], "updates: the wrong way"),
     "sensor_days.py": (
