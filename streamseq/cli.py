@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamseq._version import __version__
-from streamseq.commands import domain, search, upkeep
+from streamseq.commands import domain, report, search, upkeep
 from streamseq.core.errors import StreamseqError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def commands() -> None:
     """
 
 
-for _command in (*upkeep.COMMANDS, *domain.COMMANDS, *search.COMMANDS):
+for _command in (*upkeep.COMMANDS, *domain.COMMANDS, *search.COMMANDS, *report.COMMANDS):
     commands.add_command(_command)
 
 
