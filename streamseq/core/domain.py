@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from streamseq.core.boundaries import Boundaries
 from streamseq.core.layout import Numbers, number_dtype
-from streamseq.core.selection import Selection
+from streamseq.core.selection import Selection, first_pieces
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -106,6 +106,10 @@ class DomainPieces:
         ends[np.append(~begun[1:], True)] = spans if selection.start is None else selection.start + spans
         ends -= starts
         return ends
+
+    def first_of(self, spans: Int64) -> Int64:
+        """The number of the first piece of each of some spans; of M the number of all pieces."""
+        return first_pieces(spans, self._cut, self._first, len(self) - len(self._selection))
 
     def group_first(self) -> Int64:
         """int64 [G], the first piece of each group."""

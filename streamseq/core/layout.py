@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 from itertools import pairwise
 from typing import Any
@@ -98,6 +99,26 @@ class Layout:
             goes_on=(begun > 0) | (np.where(piece == self.first[:-1], self.goes_on, goes_on) & (counts > 0)),
         )
 
+    def until(self, limit: int, lengths: Numbers | None) -> Layout:
+        """What each lane holds up to a limit: the rest is left out, and a piece on the limit is cut there.
+
+        Args:
+            limit: Timesteps of a lane; pieces of it without `lengths`.
+            lengths: int [P], timesteps of the pieces.
+        """
+        borders = list(pairwise(self.first.tolist()))
+        kept, cut = [], self.cut.copy()
+        for lane, (low, high) in enumerate(borders):
+            count, over = min(high - low, limit), 0
+            if lengths is not None and high > low:
+                ends = np.cumsum(self.lengths_of(lengths, low, high))
+                count = min(high - low, int(np.searchsorted(ends, limit)) + 1)
+                over = max(0, int(ends[count - 1]) - limit)
+            cut[lane] = over + (cut[lane] if count == high - low else 0)
+            kept.append(self.pieces[low : low + count])
+        first = np.concatenate([[0], np.cumsum([len(part) for part in kept])])
+        return replace(self, pieces=np.concatenate(kept), first=first, cut=cut)
+
     def expanded(self, first: Int64, lengths: Numbers) -> Layout:
         """With every piece, here a group, replaced by finer ones that follow each other.
 
@@ -133,6 +154,22 @@ class Layout:
         return Layout(pieces=pieces, first=total[self.first], skip=skip, cut=cut, goes_on=self.goes_on)
 
 
+def join_lanes(layouts: Sequence[Layout], shifts: Sequence[int], dtype: Any) -> Layout:
+    """The lanes of several layouts, one layout after the other, with a shift added to the numbers of pieces of each."""
+    counts = np.concatenate([np.diff(layout.first) for layout in layouts])
+    pieces = np.empty(int(counts.sum()), dtype)
+    at = 0
+    for layout, shift in zip(layouts, shifts, strict=True):
+        part = pieces[at : at + len(layout.pieces)]
+        part[:] = layout.pieces
+        part += shift
+        at += len(part)
+    skip, cut, goes_on = (
+        np.concatenate([getattr(each, name) for each in layouts]) for name in ("skip", "cut", "goes_on")
+    )
+    return Layout(pieces=pieces, first=np.concatenate([[0], np.cumsum(counts)]), skip=skip, cut=cut, goes_on=goes_on)
+
+
 def _whole_pieces(pieces: Numbers, first: Int64) -> Layout:
     lanes = len(first) - 1
     nothing = np.zeros(lanes, np.int64)
@@ -149,17 +186,18 @@ def fill_lanes(lengths: Numbers, lanes: int, order: Numbers | None = None) -> La
     Args:
         lengths: int [N], timesteps.
         lanes: Number of lanes B.
-        order: int [N], the order in which the sequences are taken; None for as they are.
+        order: int, the order in which the sequences are taken, some perhaps several times or not at all; None for each
+            once, as they are.
 
     Example:
         >>> layout = fill_lanes(np.array([5, 2, 2, 3]), lanes=2)
         >>> layout.pieces.tolist(), layout.first.tolist()
         ([0, 1, 2, 3], [0, 1, 4])
     """
-    count = len(lengths)
+    count = len(lengths) if order is None else len(order)
     size = max(GROUP, 32 * lanes)
     groups = max(0, -(-count // size) - 1)
-    dtype = number_dtype(count)
+    dtype = number_dtype(max(count, len(lengths)))
     load = np.zeros(lanes, np.int64)
     # The neighbours that each lane gets of each group, as places in the order.
     begin = np.zeros((lanes, groups), dtype)
@@ -231,16 +269,16 @@ def _fill_one_by_one(lengths: Numbers, load: Int64) -> NDArray[np.int32]:
 
 def deal_in_turn(lengths: Numbers, lanes: int, order: Numbers | None) -> Layout:
     """Give the sequences that are not empty to one lane after the other."""
-    pieces = _not_empty(lengths, order)
+    pieces = not_empty(lengths, order)
     each = [pieces[lane::lanes] for lane in range(lanes)]
     return _whole_pieces(np.concatenate(each), np.concatenate([[0], np.cumsum([len(part) for part in each])]))
 
 
-def lay_end_to_end(lengths: Numbers, lanes: int, order: Numbers | None) -> Layout:
-    """Lane b gets timesteps `[borders[b], borders[b+1])` of the sequences laid end to end."""
-    rows = _not_empty(lengths, order)
+def lay_end_to_end(lengths: Numbers, lanes: int, order: Numbers | None, total: int | None = None) -> Layout:
+    """Lane b gets timesteps `[borders[b], borders[b+1])` of the sequences end to end, of `total` or all of them."""
+    rows = not_empty(lengths, order)
     ends = np.cumsum(lengths[rows], dtype=np.int64)
-    borders = cut_evenly(int(ends[-1]), lanes)
+    borders = cut_evenly(int(ends[-1]) if total is None else total, lanes)
     low = np.searchsorted(ends, borders[:-1], "right")
     high = np.where(borders[1:] > borders[:-1], np.searchsorted(ends, borders[1:], "left") + 1, low)
     held = high > low
@@ -256,7 +294,7 @@ def lay_end_to_end(lengths: Numbers, lanes: int, order: Numbers | None) -> Layou
     )
 
 
-def _not_empty(lengths: Numbers, order: Numbers | None) -> Numbers:
+def not_empty(lengths: Numbers, order: Numbers | None) -> Numbers:
     """The sequences that are not empty, in their order."""
     if order is None:
         order = np.arange(len(lengths), dtype=number_dtype(len(lengths)))

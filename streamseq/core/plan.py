@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -13,25 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from streamseq.core.balance import Classes
 from streamseq.core.boundaries import Boundaries
 from streamseq.core.domain import DomainPieces
 from streamseq.core.errors import PlanError, ResumeError
-from streamseq.core.layout import (
-    BLOCK,
-    Layout,
-    Numbers,
-    Occupancy,
-    cut_evenly,
-    deal_in_turn,
-    fill_lanes,
-    lay_end_to_end,
-    number_dtype,
-)
+from streamseq.core.laying import Laying
+from streamseq.core.layout import BLOCK, Layout, Numbers, Occupancy, cut_evenly, number_dtype
+from streamseq.core.mixing import Mix
 from streamseq.core.runs import Cells, Runs
 from streamseq.core.selection import Pieces, Selection
 from streamseq.core.settings import PlanSettings, at_least
-from streamseq.core.shuffle import shuffled_order
 from streamseq.core.splits import AsIs, Domain
+from streamseq.core.uses import Uses, count_uses
 
 if TYPE_CHECKING:
     from streamseq.core.tokens import StateToken
@@ -51,6 +45,9 @@ class Plan:
     With the domain split pieces lie between boundaries, and the state goes on from one to the next within a *group*,
     what lies between breaks. Lanes get whole groups (or parts of them, in the even layout).
 
+    With a mix each part of the selection has lanes of its own; with classes sequences are drawn by class, so that some
+    come several times and some not at all. `uses` says which.
+
     With `switches` the plan is of what is left of the epoch after them, and its windows are numbered from 0 again: a
     lane that was within a piece goes on in it, with the state that it has.
 
@@ -60,6 +57,8 @@ class Plan:
         contents: The fingerprint of the store that the lengths come from.
         epoch: Decides the order when shuffling.
         boundaries: Of the chosen sequences, with the domain split.
+        mix: The parts of the selection that have lanes of their own.
+        classes: Of the chosen spans, which are drawn by class.
 
     Raises:
         ValueError: Boundaries without the domain split, or the other way round.
@@ -83,8 +82,6 @@ class Plan:
     num_windows: int
     #: Timesteps that these windows emit.
     num_timesteps: int
-    #: Timesteps that were chosen and are not emitted (tail="drop").
-    left_out: int
     #: Timesteps of the longest piece, or group, that the epoch emits, from its reset on.
     longest: int
     #: What lanes get as a whole: spans that are not empty, the parts that `longest` makes of them, or groups.
@@ -102,6 +99,8 @@ class Plan:
         contents: str,
         epoch: int,
         boundaries: Boundaries | None = None,
+        mix: Mix | None = None,
+        classes: Classes | None = None,
     ) -> None:
         if (boundaries is not None) != isinstance(settings.split, Domain):
             raise ValueError(
@@ -114,6 +113,8 @@ class Plan:
         if not selection.lengths.any():
             raise PlanError(f"a plan needs at least one timestep, got {len(selection)} sequences of length 0")
         self.boundaries = boundaries
+        self.mix = mix
+        self.classes = classes
         self._pieces = (
             Pieces(selection.lengths, settings.longest) if boundaries is None else DomainPieces(selection, boundaries)
         )
@@ -122,11 +123,13 @@ class Plan:
         if isinstance(self._pieces, DomainPieces):
             longest = self._lay_out_groups(self._pieces, lengths)
         else:
-            self._layout = self._lay_out(lengths)
+            self._layout = self._lay_out(lengths, self._pieces.first_of)
             self.num_groups = int(np.count_nonzero(lengths))
         self._packed = settings.tail == "pack"
         windows = [*(window for window, _ in settings.switches), settings.window]
         longest_piece = self._cut_into_windows(lengths, windows[0])
+        # Of the whole epoch, whatever is left of it.
+        self._all_of_it = self._layout
         self.longest = longest_piece if longest is None else longest
         if not self.num_windows:
             raise PlanError(
@@ -137,23 +140,23 @@ class Plan:
             self._layout = self._rest(step, window)
             self._cut_into_windows(lengths, following)
 
-    def _lay_out(self, lengths: Numbers) -> Layout:
-        settings, lanes = self.settings, int(self.settings.lanes)
-        order = None
-        if settings.shuffle:
-            order = shuffled_order(lengths, settings.run, int(settings.seed), self.epoch)
-        if settings.layout == "even":
-            return lay_end_to_end(lengths, lanes, order)
-        if isinstance(settings.split, AsIs):
-            return deal_in_turn(lengths, lanes, order)
-        return fill_lanes(lengths, lanes, order)
+    def _lay_out(self, lengths: Numbers, first_of: Callable[[Int64], Int64]) -> Layout:
+        return Laying(
+            lengths=lengths,
+            settings=self.settings,
+            epoch=self.epoch,
+            mix=self.mix,
+            classes=self.classes,
+            spans=self.selection.lengths,
+            first_of=first_of,
+        ).layout()
 
     def _lay_out_groups(self, pieces: DomainPieces, lengths: Numbers) -> int:
         """Lay out what lies between breaks. Returns the timesteps of the longest of these that a lane holds."""
         first = pieces.group_first()
         groups = np.add.reduceat(lengths, first, dtype=np.int64)
         self.num_groups = int(np.count_nonzero(groups))
-        layout = self._lay_out(groups)
+        layout = self._lay_out(groups, lambda spans: np.searchsorted(first, pieces.first_of(spans)))
         self._layout = layout.expanded(np.append(first, len(lengths)), lengths)
         return int(layout.lengths_of(groups, 0, len(layout.pieces)).max())
 
@@ -187,7 +190,6 @@ class Plan:
         self._held = np.array([counts[low:high].sum(dtype=np.int64) for low, high in borders], np.int64)
         self.num_windows = -(-int(self._held.max()) // (window if self._packed and window is not None else 1))
         self.num_timesteps = int(self._held.sum()) * window if drop and window is not None else timesteps
-        self.left_out = timesteps - self.num_timesteps
         # Lane and begin of each piece in one ascending number, so that one search finds a piece on any lane.
         self._stride = int(self._held.max()) + 1
         self._keys = counts.astype(number_dtype(len(borders) * self._stride), copy=False)
@@ -243,7 +245,7 @@ class Plan:
             switches = (*switches, (int(self.settings.window), int(step)))
         settings = replace(self.settings, window=window, switches=switches)
         rest = copy(self)
-        for cached in ("fingerprint", "occupancy", "reach"):
+        for cached in ("occupancy", "reach"):
             rest.__dict__.pop(cached, None)
         rest.settings = settings
         rest._layout = self._rest(int(step), int(self.settings.window))
@@ -277,6 +279,35 @@ class Plan:
                     f"got {got[at]} in the token: pass the token of a whole window, as the stream made it"
                 )
         return token.step + 1
+
+    @cached_property
+    def uses(self) -> Uses:
+        """How much the whole epoch emits of each chosen span, and what of it more than once."""
+        layout, lengths = self._all_of_it, self._pieces.lengths()
+        held = layout.lengths_of(lengths, 0, len(layout.pieces))
+        begin = np.zeros(len(held), np.int64)
+        begin[layout.first[:-1][layout.held]] = layout.skip[layout.held]
+        if self.settings.tail == "drop" and self.settings.window is not None:
+            held -= held % int(self.settings.window)
+        rows, offset, _ = self._pieces.locate(layout.pieces.astype(np.int64))
+        every = np.arange(len(self.selection))
+        begin += offset
+        return count_uses(self.selection.sequences_of(every), self.selection.lengths, rows, begin, begin + held)
+
+    @property
+    def left_out(self) -> int:
+        """Timesteps that were chosen and that the epoch does not emit: tails that are dropped, what comes after
+        until="first", and what balance does not draw."""
+        if self.mix is None and self.classes is None:
+            # With other tails nothing is, whatever is left of the epoch.
+            dropped = int(self.selection.lengths.sum()) - self.num_timesteps
+            return dropped if self.settings.tail == "drop" else 0
+        return self.uses.left_out
+
+    @property
+    def repeated(self) -> int:
+        """Timesteps that the epoch emits and has emitted before: by until="repeat", or drawn again by balance."""
+        return 0 if self.mix is None and self.classes is None else self.uses.repeated
 
     @cached_property
     def reach(self) -> int:
@@ -421,6 +452,12 @@ class Plan:
             parts["longest"] = int(settings.longest)
         if self.boundaries is not None:
             parts["boundaries"] = self.boundaries.fingerprint
+        if isinstance(settings.split, AsIs) and settings.split.buckets is not None:
+            parts["buckets"] = int(settings.split.buckets)
+        if self.mix is not None:
+            parts["mix"] = [self.mix.rows.tolist(), list(self.mix.lanes), self.mix.until]
+        if self.classes is not None:
+            parts["balance"] = [self.classes.fingerprint, int(settings.seed), settings.run]
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -88,6 +88,10 @@ class Pieces:
         """How many pieces each of some spans that are cut is cut into."""
         return -(-self._spans[spans] // (self._longest or 1))
 
+    def first_of(self, spans: Int64) -> Int64:
+        """The number of the first piece of each of some spans; of M the number of all pieces."""
+        return first_pieces(spans, self._cut, self._first, len(self) - len(self._spans))
+
     def lengths(self) -> Numbers:
         """Timesteps of each piece: int64 or int32 [P]."""
         if not len(self._cut):
@@ -123,6 +127,21 @@ class Pieces:
         outside = np.where(before, pieces, span + 1 + within - count)
         span = np.where(inside, span, outside)
         return span, start, np.where(inside, share + (within < longer), self._spans[span])
+
+
+def first_pieces(spans: Int64, cut: Numbers, first: Numbers, more: int) -> Int64:
+    """The number of the first piece of each of some spans, where most spans are one piece.
+
+    Args:
+        spans: int64 [Q].
+        cut: int [C], the spans that are several pieces, ascending.
+        first: int [C], the number of the first piece of each of these.
+        more: How many more pieces there are than spans.
+    """
+    place = np.searchsorted(cut, spans.astype(cut.dtype) if len(cut) else spans)
+    before = np.append(first.astype(np.int64) - cut, more)
+    numbers: Int64 = spans + before[place]
+    return numbers
 
 
 def select_all(lengths: Int64) -> Selection:

@@ -64,6 +64,10 @@ class PlanSettings:
         at_least("lanes", self.lanes, 1)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if self.layout == "even" and isinstance(self.split, AsIs) and self.split.buckets is not None:
+            raise ValueError(
+                f'buckets are of whole sequences, and layout="even" cuts them, got {self.split}: use layout="sequences"'
+            )
         if self.tail not in TAILS:
             raise ValueError(f"tail is one of {', '.join(TAILS)}, got {self.tail!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):

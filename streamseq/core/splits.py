@@ -18,7 +18,32 @@ UNITS = ("D", "h", "m", "s", "ms", "us", "ns")
 
 @dataclass(frozen=True, slots=True)
 class AsIs:
-    """Every sequence is one window, as long as the longest over all lanes; nothing is cut and no state is carried."""
+    """Every sequence is one window, as long as the longest over all lanes; nothing is cut and no state is carried.
+
+    Args:
+        buckets: Sequences of similar lengths come in the same windows, so that there is less padding: so many windows
+            of them at a time are sorted by length and cut into windows, the buckets. With shuffling the buckets of each
+            time come in random order, and the sequences in each too. None: sequences come as they are.
+
+    Raises:
+        TypeError, ValueError: `buckets` is not a whole number of at least 1.
+
+    Example:
+        >>> AsIs(), AsIs(buckets=100)
+        (AsIs(), AsIs(buckets=100))
+    """
+
+    buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.buckets is not None:
+            if isinstance(self.buckets, bool) or not isinstance(self.buckets, int | np.integer):
+                raise TypeError(f"buckets is a number of windows, got {self.buckets!r}")
+            if self.buckets < 1:
+                raise ValueError(f"buckets is at least 1 window, got {self.buckets}: leave it out for none")
+
+    def __repr__(self) -> str:
+        return "AsIs()" if self.buckets is None else f"AsIs(buckets={self.buckets})"
 
 
 @dataclass(frozen=True, slots=True)
