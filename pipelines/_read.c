@@ -35,37 +35,39 @@ static PyObject *read_files(PyObject *module, PyObject *args)
     PyObject *paths;
     Py_buffer sizes, modified, out;
     (void)module;
-    if (!PyArg_ParseTuple(args, "O!y*y*w*", &PyList_Type, &paths, &sizes, &modified, &out))
+    if (!PyArg_ParseTuple(args, "O!y*y*w*", &PyTuple_Type, &paths, &sizes, &modified, &out))
         return NULL;
     PyObject *result = NULL;
-    Py_ssize_t count = PyList_GET_SIZE(paths), done = 0;
+    Py_ssize_t count = PyTuple_GET_SIZE(paths), done = 0;
     const int64_t *size = sizes.buf, *when = modified.buf;
     PyObject **held = calloc((size_t)count + 1, sizeof *held);
     int64_t total = 0;
     int fits = sizes.len == count * 8 && modified.len == count * 8;
     for (Py_ssize_t at = 0; fits && at < count; at++) {
-        fits = size[at] >= 0 && size[at] <= out.len - total && PyBytes_Check(PyList_GET_ITEM(paths, at));
+        fits = size[at] >= 0 && size[at] <= out.len - total;
         total += fits ? size[at] : 0;
     }
     if (held == NULL) {
         PyErr_NoMemory();
     } else if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "each path is bytes and has a size and a time, and the buffer holds all");
+        PyErr_SetString(PyExc_ValueError, "each path has a size and a time, and the buffer holds all");
     } else {
-        /* The list may change while others run. */
-        for (Py_ssize_t at = 0; at < count; at++)
-            held[at] = Py_NewRef(PyList_GET_ITEM(paths, at));
-        Py_BEGIN_ALLOW_THREADS
-        char *to = out.buf;
-        for (; done < count; done++) {
-            if (!read_one(PyBytes_AS_STRING(held[done]), to, size[done], when[done]))
-                break;
-            to += size[done];
+        Py_ssize_t named = 0;
+        while (named < count && PyUnicode_FSConverter(PyTuple_GET_ITEM(paths, named), &held[named]))
+            named++;
+        if (named == count) {
+            Py_BEGIN_ALLOW_THREADS
+            char *to = out.buf;
+            for (; done < count; done++) {
+                if (!read_one(PyBytes_AS_STRING(held[done]), to, size[done], when[done]))
+                    break;
+                to += size[done];
+            }
+            Py_END_ALLOW_THREADS
+            result = PyLong_FromSsize_t(done);
         }
-        Py_END_ALLOW_THREADS
-        for (Py_ssize_t at = 0; at < count; at++)
-            Py_DECREF(held[at]);
-        result = PyLong_FromSsize_t(done);
+        while (named > 0)
+            Py_DECREF(held[--named]);
     }
     free(held);
     PyBuffer_Release(&sizes);
@@ -76,7 +78,7 @@ static PyObject *read_files(PyObject *module, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"read_files", read_files, METH_VARARGS,
-     "read_files(paths, sizes, modified, out): read files (a list of bytes) of so many bytes, modified then (int64, ns), "
+     "read_files(paths, sizes, modified, out): read files (a tuple of paths) of so many bytes, modified then (int64, ns), "
      "one behind the other; return how many were read before one that is not there, or another one."},
     {NULL, NULL, 0, NULL},
 };

@@ -21,6 +21,8 @@ PIECE_BYTES = 4 << 20
 HELD_BYTES = 64 << 20
 
 _CODECS = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd"}
+#: How the names of compressed files end, in small letters.
+CODEC_ENDS = tuple(_CODECS)
 
 
 class FileError(SourceError):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 from streamseq.etl import Partition, Skipped, SourceError, partition_bytes
 
@@ -29,42 +28,78 @@ class FilePart:
     whole: bool = True
 
 
-class FileParts(tuple[FilePart | Skipped, ...]):
-    """What a partition holds: a tuple that is pickled as columns, for a job may have very many files."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileParts:
+    """What a partition holds, in columns: a job may have very many files, and each is a few values.
 
-    __slots__ = ()
+    Args:
+        addresses: As of `InputFile`, for each part.
+        ids: The same.
+        sizes: The same.
+        modified: The same.
+        marks: The same; empty where all are.
+        spans: Of those parts that are not `[0, size)` and whole: position, start, stop, and whether it is whole.
+        others: What was left out, and parts of which a format knows more: position among all items, and item.
+    """
 
-    def __reduce__(self) -> tuple[Callable[..., FileParts], tuple[object, ...]]:
-        # Formats have parts of their own, which say more.
-        parts = [item for item in self if type(item) is FilePart]
-        others = [(number, item) for number, item in enumerate(self) if type(item) is not FilePart]
-        files = [part.file for part in parts]
-        return _file_parts, (
-            others,
-            [file.address for file in files],
-            [file.id for file in files],
-            [file.size for file in files],
-            [file.modified for file in files],
-            [file.mark for file in files],
-            [part.start for part in parts],
-            [part.stop for part in parts],
-            [part.whole for part in parts],
+    addresses: tuple[str, ...]
+    ids: tuple[str, ...]
+    sizes: tuple[int, ...]
+    modified: tuple[int | None, ...]
+    marks: tuple[str, ...]
+    spans: tuple[tuple[int, int, int, bool], ...]
+    others: tuple[tuple[int, FilePart | Skipped], ...]
+
+    @classmethod
+    def of(cls, items: Iterable[FilePart | Skipped]) -> FileParts:
+        """Put items into columns."""
+        files: list[InputFile] = []
+        spans: list[tuple[int, int, int, bool]] = []
+        others: list[tuple[int, FilePart | Skipped]] = []
+        for number, item in enumerate(items):
+            if type(item) is not FilePart:
+                others.append((number, item))
+                continue
+            if not (item.whole and item.start == 0 and item.stop == item.file.size):
+                spans.append((len(files), item.start, item.stop, item.whole))
+            files.append(item.file)
+        marks = tuple(file.mark for file in files)
+        return cls(
+            addresses=tuple(file.address for file in files),
+            ids=tuple(file.id for file in files),
+            sizes=tuple(file.size for file in files),
+            modified=tuple(file.modified for file in files),
+            marks=marks if any(marks) else (),
+            spans=tuple(spans),
+            others=tuple(others),
         )
 
+    def __len__(self) -> int:
+        return len(self.addresses) + len(self.others)
 
-def _file_parts(others: list[tuple[int, Skipped]], *columns: list[Any]) -> FileParts:
-    items: list[FilePart | Skipped] = [
-        FilePart(
-            file=InputFile(address=address, id=id, size=size, modified=modified, mark=mark),
-            start=start,
-            stop=stop,
-            whole=whole,
-        )
-        for address, id, size, modified, mark, start, stop, whole in zip(*columns, strict=True)
-    ]
-    for number, item in others:
-        items.insert(number, item)
-    return FileParts(items)
+    def __iter__(self) -> Iterator[FilePart | Skipped]:
+        """Yield the items, in order."""
+        begin = 0
+        for behind, (number, item) in enumerate(self.others):
+            yield from self.parts(begin, number - behind)
+            begin = number - behind
+            yield item
+        yield from self.parts(begin, len(self.addresses))
+
+    def parts(self, begin: int, end: int) -> Iterator[FilePart]:
+        """Yield parts `[begin, end)` of those that are in columns."""
+        spans = {number: (start, stop, whole) for number, start, stop, whole in self.spans}
+        for number in range(begin, end):
+            size = self.sizes[number]
+            file = InputFile(
+                address=self.addresses[number],
+                id=self.ids[number],
+                size=size,
+                modified=self.modified[number],
+                mark=self.marks[number] if self.marks else "",
+            )
+            start, stop, whole = spans.get(number, (0, size, True))
+            yield FilePart(file=file, start=start, stop=stop, whole=whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +171,7 @@ def group(items: Sequence[Item], target: int) -> list[Partition]:
         partitions.append(
             Partition(
                 num_bytes=sum(item.num_bytes for item in chosen),
-                content=FileParts(item.content for item in chosen),
+                content=FileParts.of(item.content for item in chosen),
                 continues=chosen[0].goes_on or (last if ids and ids[0] == last else None),
             )
         )

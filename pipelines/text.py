@@ -15,8 +15,8 @@ from streamseq.etl.source import ON_ERROR
 
 from .bad_input import BadInput
 from .file_bytes import FileError, codec_of, read_bytes
-from .file_parts import FilePart, Item, even_cuts, group, nothing_found, steady_target
-from .file_together import read_together, runs
+from .file_parts import FilePart, FileParts, Item, even_cuts, group, nothing_found, steady_target
+from .file_together import TogetherReader, runs
 from .files import InputFile, find_files
 from .text_blocks import BLOCK_BYTES
 from .text_documents import Documents
@@ -182,22 +182,26 @@ class TextSource:
         if not self._reader.in_whole_files:
             yield from self.read(partition)
             return
-        for run in runs(partition.content):
-            while len(run) > 1:
-                parts = [item for item in run if isinstance(item, FilePart)]
-                values, done = read_together(parts)
-                if done:
-                    lengths = np.array([part.file.size for part in parts[:done]], np.int64)
-                    yield Pieces(ids=[part.file.id for part in parts[:done]], lengths=lengths, arrays={"x": values})
-                # The one that was not read is read again alone, which says what is wrong with it.
-                if done < len(run):
-                    yield from self._reader.read(parts[done])
-                run = run[done + 1 :]
-            for item in run:
-                if isinstance(item, Skipped):
-                    yield item
-                else:
-                    yield from self._reader.read(item)
+        content: FileParts = partition.content
+        reader = TogetherReader()
+        for run in runs(content):
+            if isinstance(run, Skipped):
+                yield run
+            elif isinstance(run, FilePart):
+                yield from self._reader.read(run)
+            else:
+                begin, end = run
+                while begin < end:
+                    values, done = reader.read(content, begin, end)
+                    if done:
+                        lengths = np.array(content.sizes[begin : begin + done], np.int64)
+                        yield Pieces(ids=content.ids[begin : begin + done], lengths=lengths, arrays={"x": values})
+                    del values
+                    # The one that was not read is read again alone, which says what is wrong with it.
+                    begin += done
+                    for part in content.parts(begin, min(begin + 1, end)):
+                        yield from self._reader.read(part)
+                    begin += 1
 
     def _cut(self, file: InputFile, target: int) -> Iterator[Item]:
         """Parts of a large file, which is looked at before parts of it are written."""

@@ -67,11 +67,13 @@ def run_task(
 
 
 def _write_pieces(writer: ShardWriter, pieces: Pieces) -> None:
-    seen: set[str] = set()
-    for id in pieces.ids:
-        if id in writer or id in seen:
-            raise duplicate_id(id)
-        seen.add(id)
+    new = set(pieces.ids)
+    if len(new) < len(pieces.ids) or any(id in writer for id in pieces.ids):
+        seen: set[str] = set()
+        for id in pieces.ids:
+            if id in writer or id in seen:
+                raise duplicate_id(id)
+            seen.add(id)
     try:
         writer.append_new(pieces.ids, pieces.lengths, pieces.arrays)
     except (TypeError, ValueError) as error:

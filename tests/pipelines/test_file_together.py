@@ -129,6 +129,27 @@ def test_the_reader_is_given_what_fits(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     out = np.empty(2, np.uint8)
     with pytest.raises(ValueError, match="the buffer holds all"):
-        together._read.read_files([os.fsencode(tmp_path / "a")], np.array([3]), np.array([0]), out)
-    with pytest.raises(ValueError, match="each path is bytes"):
-        together._read.read_files([str(tmp_path / "a")], np.array([1]), np.array([0]), out)
+        together._read.read_files((str(tmp_path / "a"),), np.array([3]), np.array([0]), out)
+    with pytest.raises(TypeError):
+        together._read.read_files((3,), np.array([1]), np.array([0]), out)
+    with pytest.raises(ValueError, match="null"):
+        together._read.read_files(("a\0b",), np.array([1]), np.array([0]), out)
+
+
+def test_what_is_held_is_not_written_over(folder):
+    source = TextSource([folder / "in"])
+    one, many = both(folder)
+    held = [item for partition in source.partitions(4000) for item in source.read_at_once(partition)]
+    assert flat(held) == [item for items in one for item in items] == [each for items in many for each in flat(items)]
+
+
+def test_memory_that_nobody_holds_is_used_again(folder):
+    source = TextSource([folder / "in"])
+    [partition] = source.partitions(1 << 30)
+    places = set()
+    for item in source.read_at_once(partition):
+        if isinstance(item, Pieces):
+            places.add(item.arrays["x"].ctypes.data)
+    assert 1 <= len(places) <= 2
+    held = [item for item in source.read_at_once(partition) if isinstance(item, Pieces)]
+    assert len({item.arrays["x"].ctypes.data for item in held}) == len(held) > 2

@@ -141,8 +141,7 @@ class ShardWriter:
         """
         if self._state != "open":
             raise ValueError(f"a shard writer writes until it is finished or has failed, this one is {self._state}")
-        for id in ids:
-            check_id(id)
+        check_ids(ids)
         checked, steps = check_arrays(self._layout.fields, arrays)
         new = dict.fromkeys(ids)
         if len(new) != len(ids) or not new.keys().isdisjoint(self._index):
@@ -387,6 +386,21 @@ def check_id(id: object) -> None:
         id.encode()
     except UnicodeEncodeError:
         raise ValueError(f"a sequence's id is text that UTF-8 can hold, got {id!r}") from None
+
+
+def check_ids(ids: Sequence[object]) -> None:
+    """Check that sequences can have these ids, which may be very many.
+
+    Raises:
+        TypeError: As for `check_id`.
+        ValueError: The same.
+    """
+    with contextlib.suppress(TypeError, UnicodeEncodeError):
+        "".join(ids).encode()  # type: ignore[arg-type]
+        if all(ids):
+            return
+    for id in ids:
+        check_id(id)
 
 
 def attrs_json(id: str, attrs: Mapping[str, Any]) -> str:
