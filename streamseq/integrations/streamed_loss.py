@@ -34,7 +34,7 @@ class StreamedLoss:
         >>> store = ss.from_arrays({"a": {"x": np.arange(5, dtype=np.float32)}})
         >>> mean = StreamedLoss(lambda x, s: (x, x.sum(1)), lambda y, window: y)
         >>> for window in ss.StreamDataset(store, lanes=1, window=2):
-        ...     _ = mean.take(window)
+        ...     mean.take(window)
         >>> mean.result()
         Evaluation(loss=2.0, num_timesteps=5)
     """
@@ -58,11 +58,22 @@ class StreamedLoss:
         self._total, self._count = 0.0, 0
 
     @torch.no_grad()
-    def take(self, window: Window) -> list[tuple[Window, Any]]:
+    def take(self, window: Window) -> None:
         """Take the next window, and add its losses.
 
+        Raises:
+            ContinuityError: It does not follow the one before on some lane.
+        """
+        for part, outputs in self.outputs(window):
+            self._total += float(self._model.losses(outputs, part)[part.mask].sum(dtype=torch.float64))
+        self._count += int(window.mask.sum())
+
+    @torch.no_grad()
+    def outputs(self, window: Window) -> list[tuple[Window, Any]]:
+        """Take the next window without its losses.
+
         Returns:
-            Its parts with the outputs of each: the window itself, unless lanes stop or start inside it.
+            Its parts, cut where lanes stop or sequences start inside it, and the outputs of each.
 
         Raises:
             ContinuityError: It does not follow the one before on some lane.
@@ -72,9 +83,7 @@ class StreamedLoss:
         parts = []
         for part, outputs, after in self._model.through(window, self._state):
             self._state = after
-            self._total += float(self._model.losses(outputs, part)[part.mask].sum(dtype=torch.float64))
             parts.append((part, outputs))
-        self._count += int(window.mask.sum())
         return parts
 
     def result(self) -> Evaluation:
