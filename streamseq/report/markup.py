@@ -9,6 +9,8 @@ import re
 # the text after it.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _LONGEST = 10_000
+# Elements that have no end.
+_VOID = {"input"}
 
 
 class Html(str):
@@ -56,7 +58,7 @@ def element(tag: str, *children: str | None, **attributes: str | int | float | b
         elif value is not None and value is not False:
             said.append(f' {key}="{html.escape(shown(value))}"')
     opening = f"<{tag}{''.join(said)}>"
-    return Html(opening + join(*children) + f"</{tag}>")
+    return Html(opening if tag in _VOID else opening + join(*children) + f"</{tag}>")
 
 
 def join(*children: str | None) -> Html:

@@ -20,6 +20,8 @@ from streamseq.report.parts import Chart, Code, Facts, Page, Part, Row, Section,
 _DIGITS = 6
 # A table of so many columns is no wider than it has to be.
 _FEW = 3
+# From so many characters on a text may have several lines.
+_LONG = 40
 
 
 def plotly_js() -> str:
@@ -145,7 +147,7 @@ def _table(table: Table) -> Html:
     body = (_row(row, numeric) for row in table.rows)
     inner = element(
         "table",
-        element("caption", table.caption),
+        element("caption", element("span", table.caption)),
         element("thead", element("tr", *head)),
         element("tbody", *body),
     )
@@ -158,7 +160,8 @@ def _row(row: Row, numeric: Sequence[bool]) -> Html:
     cells = []
     for place, (cell, is_number) in enumerate(zip(row.cells, numeric, strict=True)):
         value = None if cell.value is None or not math.isfinite(cell.value) else repr(float(cell.value))
-        options = {"class_": "number" if is_number else None, "data_value": value}
+        kind = "number" if is_number else "long" if len(cell.text) > _LONG else None
+        options = {"class_": kind, "data_value": value}
         cells.append(
             element("th", cell.text, scope="row", **options) if not place else element("td", cell.text, **options)
         )

@@ -13,6 +13,7 @@ from streamseq.core.sizes import format_bytes
 from streamseq.report.curves import line
 from streamseq.report.figures import count, duration, number, plural, share
 from streamseq.report.lanes import stream_section
+from streamseq.report.markup import label as chart_label
 from streamseq.report.markup import shown
 from streamseq.report.parts import Cell, Chart, Facts, Note, Page, Part, Plot, Row, Section, Table, View
 from streamseq.report.spread import log_axis
@@ -26,6 +27,8 @@ from streamseq.training.plan import plan as plan_run
 from streamseq.training.settings import TrainingSettings
 from streamseq.training.trainer import CHECKPOINT, METRICS
 
+# What is at the axis of a loss in some units.
+_AXES = {"mse": "mean squared error, in variances"}
 # Of what happened besides: a run that is stopped again and again.
 _MOST_EVENTS = 100
 _MOST_SHOWN = 5
@@ -135,10 +138,12 @@ def _losses(run: RunFiles) -> Section:
     bad = [row["update"] for row in run.rows if row.get("loss") is not None and not _is_finite(_figure(row, "loss"))]
     if bad:
         first = ", ".join(map(count, bad[:_MOST_SHOWN])) + (", …" if len(bad) > _MOST_SHOWN else "")
-        parts.append(Note(f"{plural(len(bad), 'loss', 'losses')} not finite, after update {first}.", warning=True))
-    views = [_loss_view("nats a timestep" if _has(run, "bits") else "loss a timestep", train, held, "loss")]
+        many = plural(len(bad), "loss is", "losses are")
+        parts.append(Note(f"{many} not finite: after update {first}.", warning=True))
+    unit = next((str(row["unit"]) for row in reversed(run.rows) if "unit" in row), "")
+    views = [_loss_view(_AXES.get(unit, "nats a timestep" if _has(run, "bits") else "loss"), train, held, "loss")]
     if _has(run, "bits"):
-        views.append(_loss_view("bits a timestep", train, held, "bits"))
+        views.append(_loss_view(shown(unit or "bits a timestep", 40), train, held, "bits"))
     best = min((row for row in held if _is_finite(_figure(row, "loss"))), key=lambda row: row["loss"], default=None)
     known = [_figure(row, "loss") for row in train]
     ends = f"Training loss from {number(known[0])} to {number(known[-1])}. " if known else ""
@@ -175,6 +180,13 @@ def _loss_view(label: str, train: Sequence[MetricsRow], held: Sequence[MetricsRo
         traces.append(line("training", *_curve(train, name), "series-1", width=1.2))
     if held:
         traces.append(line("held out", *_curve(held, name), "series-2", width=2, dots=True))
+    baselines = held[-1].get("baselines") if held else None
+    if name == "loss" and isinstance(baselines, dict):
+        ends = [min(row["update"] for row in [*train, *held]), max(row["update"] for row in [*train, *held])]
+        for dash, (each, value) in zip(("dash", "dot"), baselines.items(), strict=False):
+            flat = line(chart_label(each, 40), ends, [value, value], "series-3")
+            flat["line"]["dash"] = dash
+            traces.append(flat)
     return View(label=label, traces=traces, layout=_over_updates(label) | {"hovermode": "x unified"})
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from streamseq.core.sizes import format_bytes
 from streamseq.report.figures import count, duration, number, plural, share
-from streamseq.report.markup import label, shown
+from streamseq.report.markup import shown
 from streamseq.report.parts import Cell, Code, Facts, Note, Page, Part, Row, Section, Table
 from streamseq.report.run import said
 from streamseq.report.search_charts import costs_chart, curves_chart, heat_map
@@ -89,9 +89,9 @@ def _key(found: SearchFiles, best: Trial | None) -> list[tuple[str, str]]:
 
 
 def name_of(trial: Trial, settings: Sequence[str]) -> str:
-    """A trial as charts call it."""
+    """A trial as it is called."""
     values = ", ".join(f"{name}={said(name, trial.values[name])}" for name in settings if name in trial.values)
-    return label(f"trial {trial.number}: {values}" if values else f"trial {trial.number}", 120)
+    return shown(f"trial {trial.number}: {values}" if values else f"trial {trial.number}", 120)
 
 
 def _best(found: SearchFiles, best: Trial | None, folder: Path) -> Section:

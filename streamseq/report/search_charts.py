@@ -52,12 +52,16 @@ def curves_chart(found: SearchFiles, name_of: Callable[[Trial], str]) -> Chart |
         views.append(View(label=title, traces=_curve_traces(shown, found.curves, key, name_of), layout=layout))
     best = ranked[0]
     summary = f"{plural(len(drawn), 'candidate')}; the best one, trial {best.number}, comes to {number(best.loss)}."
-    more = f"The {len(shown):,} best of {len(drawn):,} are drawn. " if len(drawn) > len(shown) else ""
+    said = [f"The best is {name_of(best)}."] if best.state == "complete" else []
+    if len(drawn) > len(shown):
+        said.append(f"The {len(shown):,} best of {len(drawn):,} are drawn.")
+    if any(trial.state != "complete" for trial in shown):
+        said.append("Dotted lines are of candidates that did not come to the end.")
     return Chart(
         title="Held-out loss of each candidate",
         summary=summary,
         views=views,
-        caption=f"{more}Dotted lines are of candidates that did not come to the end.",
+        caption=" ".join(said),
         height=380,
     )
 
@@ -75,13 +79,13 @@ def _curve_traces(
         kind = {"complete": "others", "failed": "failed or running", "running": "failed or running"}.get(kind, kind)
         colour = {"the best": "series-1", "the second": "series-2"}.get(kind, "faint")
         made = line(
-            kind if kind not in ("the best", "the second") else f"{kind}: {name_of(trial)}",
+            kind if kind not in ("the best", "the second") else f"{kind}, trial {trial.number}",
             getattr(curve, key),
             curve.loss,
             colour,
             width=2.5 if rank == 0 and complete else 1.5,
             dots=True,
-            meta=name_of(trial),
+            meta=label(name_of(trial), 120),
             hovertemplate="%{meta}<br>%{y:.5~g}<extra></extra>",
             legendgroup=kind,
             showlegend=kind not in told,
@@ -256,7 +260,7 @@ def costs_chart(found: SearchFiles, what: str, title: str, axis: str, name_of: C
     if not done:
         return None
     front = pareto_front([(cost, loss) for cost, loss, _ in done])
-    names = [f"{name_of(trial)}<br>{number(cost)}, loss {number(loss, 5)}" for cost, loss, trial in done]
+    names = [f"{label(name_of(trial), 120)}<br>{number(cost)}, loss {number(loss, 5)}" for cost, loss, trial in done]
 
     def dots(places: Sequence[int], name: str, more: Plot) -> Plot:
         return {

@@ -30,7 +30,7 @@ _SHARES = (
 
 
 def edges_of(values: NDArray[Any]) -> Float64:
-    """The borders of bins for whole numbers, float64 [E]; of equal ratio where they are far apart.
+    """The borders of bins for whole numbers above 0, float64 [E]; of equal ratio where they are far apart.
 
     Example:
         >>> edges_of(np.array([2, 4, 3])).tolist()
@@ -41,9 +41,9 @@ def edges_of(values: NDArray[Any]) -> Float64:
     bins = int(min(BINS, max(_LEAST_BINS, 2 * len(values) ** (1 / 3))))
     if high - low < bins:
         return np.arange(low - 0.5, high + 1)
-    if high / max(low, 1.0) < _WIDE:
+    if high / low < _WIDE:
         return np.linspace(low - 0.5, high + 0.5, bins + 1)
-    found = np.geomspace(max(low, 1.0), high + 1, bins + 1)
+    found = np.geomspace(low, high + 1, bins + 1)
     # A bin without a whole number in it would be a gap that says nothing.
     return np.unique(np.append(np.ceil(found[:-1]), high + 1) - 0.5)
 
@@ -52,11 +52,11 @@ def lengths_views(values: NDArray[Any], what: str) -> list[View]:
     """Views of how lengths are spread: how many there are, and how many timesteps they have together.
 
     Args:
-        values: int64 [N], at least 1.
+        values: int64 [N], N at least 1, each above 0.
         what: What there are so many of.
     """
     edges = edges_of(values)
-    log = bool(values.min() > 0 and edges[-1] / max(edges[0], 1.0) >= _WIDE)
+    log = bool(edges[-1] / edges[0] >= _WIDE)
     # A logarithm makes much of the half before a 1.
     shift = 0.5 if log else 0.0
     numbers, _ = np.histogram(values, edges)
@@ -105,8 +105,9 @@ def values_view(statistics: Statistics, channel: int, label: str) -> tuple[View,
     at = np.searchsorted(total, np.multiply(_CENTRE, total[-1]))
     inner_low, inner_high = float(histogram.low[at[0]]), float(histogram.high[min(at[1], len(total) - 1)])
     reach = _FAR * (inner_high - inner_low)
-    low = least if least >= inner_low - reach else inner_low
-    high = most if most <= inner_high + reach else inner_high
+    near = (histogram.low >= inner_low - reach) & (histogram.high <= inner_high + reach)
+    low = max(least, float(histogram.low[near].min()))
+    high = min(most, float(histogram.high[near].max()))
     whole = statistics.field.dtype.kind in "biu"
     if whole and high - low < _MOST_VALUES:
         edges = np.arange(low - 0.5, high + 1)

@@ -144,6 +144,7 @@ def _lengths(store: Store) -> Section:
         return Section(title="Lengths", parts=[Note("There are no sequences.")])
     parts: list[Part] = []
     least, most = int(lengths.min()), int(lengths.max())
+    held = lengths[lengths > 0]
     if least == most:
         parts.append(Note(f"Each of {plural(len(lengths), 'sequence')} has {plural(most, 'timestep')}."))
     else:
@@ -152,7 +153,10 @@ def _lengths(store: Store) -> Section:
             Chart(
                 title="How long sequences are",
                 summary=f"From {least:,} to {most:,} timesteps, half of them up to {middle}.",
-                views=lengths_views(lengths, "sequences"),
+                views=lengths_views(held, "sequences"),
+                caption=f"{plural(len(lengths) - len(held), 'sequence')} without any timestep left out."
+                if len(held) < len(lengths)
+                else "",
             )
         )
         parts.append(lengths_table(lengths, "Quantiles of the lengths"))
@@ -248,7 +252,7 @@ def _boundaries(store: Store) -> list[Section]:
         except StreamseqError as error:
             notes.append(Note(str(error), warning=True))
             continue
-        between = _distances(found)
+        between = distances(found)
         middle = float(np.median(between)) if len(between) else None
         breaks = int(found.boundaries.breaks.sum())
         sequences = len(found.boundaries.sequence)
@@ -266,6 +270,7 @@ def _boundaries(store: Store) -> list[Section]:
             )
         )
         if len(between) and between.min() < between.max():
+            between = between[between > 0]
             views.append(replace(lengths_views(between, "parts")[0], label=shown(name, 30)))
     columns = ["name", "boundaries", "breaks", "sequences", "median part", "all covered", "found by"]
     parts: list[Part] = [*notes]
@@ -286,8 +291,12 @@ def _boundaries(store: Store) -> list[Section]:
     return [Section(title="Boundaries", parts=parts)]
 
 
-def _distances(found: StoredBoundaries) -> NDArray[np.int64]:
-    """int64 [P], timesteps of each part between boundaries, of sequences that have any."""
+def distances(found: StoredBoundaries) -> NDArray[np.int64]:
+    """The timesteps of each part between boundaries, of sequences that have any, int64 [P].
+
+    Args:
+        found: Of many, the first ones are looked at, and at least those of one sequence.
+    """
     held = found.boundaries
     sequences = int(np.searchsorted(held.first, _MOST_BOUNDARIES, "right")) - 1
     sequences = max(min(1, len(held.sequence)), min(sequences, len(held.sequence)))

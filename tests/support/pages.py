@@ -1,85 +1,62 @@
-"""A page of the documentation as a program: its code blocks, in order, in one folder and one namespace."""
+"""Reports as a test reads them: headings, tables, facts and charts."""
 
-import contextlib
-import doctest
-import io
-import re
-import shlex
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from html.parser import HTMLParser
 
-from streamseq import cli
-
-ROOT = Path(__file__).parent.parent.parent
-DOCS = ROOT / "docs"
-_FENCE = re.compile(r"^(?P<indent>[ ]*)```(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```[ ]*$", re.M | re.S)
-_SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+_VOID = {"meta", "link", "input", "br", "img"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A fenced block: its language, its code, and the line that it starts at."""
+class Reader(HTMLParser):
+    """Reads an HTML file.
 
-    language: str
-    code: str
-    line: int
-
-
-def blocks_of(text):
-    """The fenced blocks of a page, in order."""
-    return [
-        Block(language=found["language"], code=found["code"], line=text[: found.start()].count("\n") + 2)
-        for found in _FENCE.finditer(text)
-    ]
-
-
-def run_page(page, names=None):
-    """Run the Python and console blocks of a page in the current folder, and return what names it leaves.
-
-    A line of a console block that begins with `$ ` is a command, the lines after it are what it prints on standard
-    output, in which `...` stands for anything; nothing there: it may print what it likes. A command that prints
-    `error: ...` is expected to fail.
+    Attributes:
+        tags: Every element: its name and attributes.
+        text: What a reader sees, in order.
+        tables: By caption the rows, head first, as lists of text.
+        facts: By name what is said.
+        charts: What is drawn, as the page holds it.
     """
-    names = {"__name__": "page"} if names is None else names
-    for block in blocks_of(page.read_text()):
-        if block.language == "python":
-            lines = "\n" * (block.line - 1) + block.code  # tracebacks show the page's line
-            exec(compile(lines, str(page), "exec"), names)
-        elif block.language == "console":
-            for command, expected in commands_of(block.code):
-                said = run_command(command, fails=expected.startswith("error:"))
-                shown = f"{page.name}, line {block.line}: {command} printed\n{said}\nand not\n{expected}"
-                assert not expected or doctest.OutputChecker().check_output(expected, said, _SAME), shown
-    return names
 
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags, self.text, self.tables, self.facts, self.scripts = [], [], {}, {}, []
+        self._open, self._held, self._caption = [], [], ""
+        self._term = ""
+        self.feed(self.source)
+        self.close()
+        self.charts = json.loads(self.scripts[0])
 
-def commands_of(code):
-    """Commands of a console block, each with what the page shows of its output."""
-    for part in re.split(r"^\$ ", code, flags=re.M)[1:]:
-        command, _, expected = part.replace("\\\n", " ").partition("\n")
-        yield command.strip(), expected
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self._open.append(tag)
+        if tag in ("caption", "th", "td", "dt", "dd"):
+            self._held = []
+        if tag == "tr":
+            self.tables[self._caption].append([])
 
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+        text = "".join(self._held)
+        if tag == "caption":
+            self._caption = text
+            self.tables[text] = []
+        elif tag in ("th", "td"):
+            self.tables[self._caption][-1].append(text)
+        elif tag == "dt":
+            self._term = text
+        elif tag == "dd":
+            self.facts[self._term] = text
 
-def run_command(command, fails):
-    """Run `streamseq ...` in this process, anything else in a shell, and return what it printed."""
-    if not command.startswith("streamseq "):
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=not fails)
-        return done.stderr if fails else done.stdout
-    # The shell expands globs, quotes and variables.
-    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
-    out, err, status = io.StringIO(), io.StringIO(), None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main(words.stdout.split("\0")[1:-1])
-        except SystemExit as exit:
-            status = exit.code
-    assert (status != 0) == fails, f"{command}: exit code {status}\n{err.getvalue()}"
-    return err.getvalue() if fails else out.getvalue()
+    def handle_data(self, data):
+        if "script" in self._open:
+            self.scripts.append(data)
+        elif "style" not in self._open:
+            self._held.append(data)
+            self.text.append(data)
 
-
-def shown_commands(text):
-    """Every command line `streamseq ...` that a page shows, in blocks with a fence and in indented ones."""
-    text = text.replace("\\\n", " ")
-    for found in re.finditer(r"^(?:    |\$ )(streamseq [^\n]+)$", text, re.M):
-        yield shlex.split(found[1].split(" · ")[0], comments=True)
+    @property
+    def said(self):
+        """All text."""
+        return " ".join(self.text)
