@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _NAME = "streamseq"
 _NOT_WELL, _WRONG_USE, _INTERRUPTED = 1, 2, 130
+# In a log, of how far a run is.
+_SECONDS_BETWEEN_LINES = 10
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -132,6 +135,11 @@ def _timesteps(value: str) -> int | str:
         raise click.BadParameter(f"{value!r} is neither a number of timesteps nor n") from None
 
 
+def _names(value: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in value.split(",")]
+
+
 def _setting(
     name: str, kind: click.ParamType[Any] | Callable[[str], Any] | None, shown: str, help: str, **more: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -168,7 +176,16 @@ def _setting(
     "--memory", str, "none", 'A budget for an update, such as "500MB", that chooses the segment.', metavar="BYTES"
 )
 @_setting("--burn-in", int, "0", "Timesteps run before a lane that starts in the middle of a sequence.")
-@_setting("--field", str, "x", "The field that is learnt: one byte a timestep.")
+@_setting(
+    "--task",
+    click.Choice(["auto", "language", "forecast"]),
+    "auto",
+    "What is learnt: the next byte or token of a field, or numbers some timesteps ahead; auto: what STORE has.",
+)
+@_setting("--field", str, "x", "The field of a language model: one byte or token a timestep.")
+@_setting("--inputs", _names, "all of floats", "The fields that a forecast is made from.", metavar="NAME,...")
+@_setting("--targets", _names, "the inputs", "The fields that are forecast.", metavar="NAME,...")
+@_setting("--horizon", int, "1", "How many timesteps ahead numbers are forecast.")
 @_setting(
     "--layout",
     click.Choice(["sequences", "even"]),
@@ -185,12 +202,17 @@ def _setting(
 @_setting("--held-out", float, "0.05", "The share of the sequences that is evaluated, not trained on.")
 @_setting("--held-out-timesteps", int, "1048576", "How many timesteps of those are evaluated at most.")
 @_setting("--seed", int, "0", "Of parameters, shuffling, the held-out sequences and dropout.")
-@_setting("--epochs", int, "1", "How often all sequences are seen, where neither --updates nor --seconds is given.")
+@_setting(
+    "--epochs",
+    int,
+    "1, or for a forecast as many as give 400 updates",
+    "How often all sequences are seen, where neither --updates nor --seconds is given.",
+)
 @_setting("--updates", int, "as the epochs give", "How many updates are made.")
 @_setting("--seconds", float, "any", "How long training takes at most, evaluations and checkpoints not counted.")
 @_setting("--cell", click.Choice(["lstm", "gru"]), "lstm", "The kind of recurrent network.")
-@_setting("--hidden", int, "256", "Its size.")
-@_setting("--embedding", int, "64", "The size of the vector that stands for a byte.")
+@_setting("--hidden", int, "256, or 64 for a forecast", "Its size.")
+@_setting("--embedding", int, "64", "The size of the vector that stands for a byte or token.")
 @_setting("--layers", int, "1", "Recurrent layers.")
 @_setting("--dropout", float, "0.0", "The probability of dropout.")
 @_setting("--learning-rate", float, "0.004", "Of Adam, at its highest.")
@@ -205,7 +227,9 @@ def _setting(
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Train a byte-level language model on STORE by TBPTT(k1, k2).
+    """Train a model on STORE by TBPTT(k1, k2): of bytes or tokens, or one that forecasts numbers.
+
+    Numbers are normalised by the statistics of STORE, and missing ones do not count.
 
     Ctrl-C ends the run with a checkpoint; the same command with --resume goes on.
     """
@@ -226,19 +250,7 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
             result = run(store, out, settings, resume=resume, reporter=bar)
     else:
         result = run(store, out, settings, resume=resume, reporter=_Lines())
-    if as_json:
-        click.echo(json.dumps(result.as_dict()))
-    else:
-        bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.3f} bits/byte"
-        held_out = "" if result.held_out_bits_per_byte is None else f" (held out {result.held_out_bits_per_byte:.3f})"
-        waiting = 100 * result.data_wait_fraction
-        click.echo(
-            f"{'finished' if result.finished else 'stopped'} after {result.updates:,} updates on {result.timesteps:,} "
-            f"timesteps{bits}{held_out}\n"
-            f"{result.timesteps_per_second:,.0f} timesteps/s, {waiting:.1f} % waiting for data, "
-            f"peak {result.peak_rss_bytes / 2**20:,.0f} MiB\n"
-            f"the run is in {result.out}"
-        )
+    click.echo(json.dumps(result.as_dict()) if as_json else str(result))
     click.get_current_context().exit(result.exit_code)
 
 
@@ -356,12 +368,17 @@ def advise(
 @_setting("--window", int, "k1, or 256 where k1 is n", "Timesteps read at once.")
 @click.option("--memory", metavar="BYTES", help='A budget for an update, such as "500MB", that chooses the segment.')
 @_setting("--segment", int, "as ss.TBPTT has it", "Timesteps whose activations live at once.")
-@_setting("--field", str, "x", "The field that is learnt: one byte a timestep.")
+@_setting("--task", click.Choice(["auto", "language", "forecast"]), "auto", "As train has it.")
+@_setting("--field", str, "x", "The field of a language model.")
+@_setting("--inputs", _names, "all of floats", "The fields that a forecast is made from.", metavar="NAME,...")
+@_setting("--targets", _names, "the inputs", "The fields that are forecast.", metavar="NAME,...")
+@_setting("--horizon", int, "1", "How many timesteps ahead.")
+@_setting("--split", str, "naive", "As train has it.", metavar="naive|as-is|domain:NAME")
 @_setting("--layout", click.Choice(["sequences", "even"]), "as train has it", "How the lanes are filled.")
 @_setting("--held-out", float, "0.05", "The share of the sequences that is not trained on.")
 @_setting("--cell", click.Choice(["lstm", "gru"]), "lstm", "The kind of recurrent network.")
-@_setting("--hidden", int, "256", "Its size.")
-@_setting("--embedding", int, "64", "The size of the vector that stands for a byte.")
+@_setting("--hidden", int, "256, or 64 for a forecast", "Its size.")
+@_setting("--embedding", int, "64", "The size of the vector that stands for a byte or token.")
 @_setting("--layers", int, "1", "Recurrent layers.")
 @_setting("--dropout", float, "0.0", "The probability of dropout.")
 @click.option("--checkpoint", metavar="FILE", help="The checkpoint.pt of a run, whose model and settings are taken.")
@@ -409,10 +426,16 @@ class _StoppedError(click.ClickException):
 
 
 class _Lines:
-    """Hears of a run's progress where there is no terminal: its notes are lines on standard error."""
+    """Hears of a run's progress where there is no terminal: notes and now and then a figure, on standard error."""
+
+    def __init__(self) -> None:
+        self._said = monotonic()
 
     def show(self, progress: Progress) -> None:
-        """Nothing, for a log would be full of it."""
+        """A line, where the last one was a while ago."""
+        if monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = monotonic()
+            self.note(f"update {progress.update:,} of {progress.planned:,}: {progress}")
 
     def note(self, text: str) -> None:
         """Print a line."""

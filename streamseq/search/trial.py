@@ -23,7 +23,6 @@ from streamseq.training.settings import TrainingSettings
 from streamseq.training.trainer import CHECKPOINT, METRICS, train
 from streamseq.training.usage import peak_rss_bytes, reset_peak_rss
 
-LN2 = math.log(2)
 TRIALS = "trials"
 
 
@@ -141,8 +140,8 @@ class _Watcher:
     def show(self, progress: Progress) -> None:
         """Tell of the evaluation before this update, if there was one."""
         step, rest = divmod(progress.update - 1, self._every)
-        if step and not rest and progress.held_out_bits is not None:
-            self._candidate.report(step, progress.held_out_bits * LN2)
+        if step and not rest and progress.held_out_loss is not None:
+            self._candidate.report(step, progress.held_out_loss)
 
     def note(self, text: str) -> None:
         """Nobody is told."""

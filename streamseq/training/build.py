@@ -1,4 +1,4 @@
-"""From settings to the parts of a run: streams and model."""
+"""From settings to the parts of a run: task, streams and model."""
 
 from __future__ import annotations
 
@@ -6,101 +6,115 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+from torch import nn
 
 from streamseq.core.errors import ResumeError
 from streamseq.core.splits import AsIs
 from streamseq.data.dataset import StreamDataset
 from streamseq.storage.interface import Store
 from streamseq.training.checkpoint import read_checkpoint
+from streamseq.training.choose_task import find_task, task_of_saved
 from streamseq.training.holdout import Holdout, Span, hold_out
-from streamseq.training.model import ByteLanguageModel
 from streamseq.training.settings import TrainingSettings
+from streamseq.training.task import Task
 
+# The logits of a byte are a kilobyte a timestep.
 EVALUATED_AT_ONCE = 8192
+# The same for all settings, so that what candidates of a search come to compares; and no lane has a run so short that
+# the start from a zero state counts.
+EVALUATION_LANES, EVALUATION_RUN = 32, 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """What is trained on, and what is held out (None for nothing); the split itself."""
+    """What is trained on, and what is held out (None for nothing); the split itself, and the task that they are for."""
 
     train: StreamDataset
     held_out: StreamDataset | None
     split: Holdout
+    task: Task
 
 
-def build_streams(store: Store, settings: TrainingSettings) -> Streams:
-    """The streams of a run, each with the next byte as "target".
+def build_streams(store: Store, settings: TrainingSettings, task: Task | None = None) -> Streams:
+    """The streams of a run, with what its task reads.
+
+    Args:
+        store: What is trained on.
+        settings: Of the run.
+        task: Of the run; None: found.
 
     Raises:
-        ValueError: The field is not one byte a timestep, or there are too few timesteps.
+        ValueError: The store has nothing that the task could learn, or fields unlike those of the given one; or there
+            are too few timesteps.
     """
-    field = store.fields.get(settings.field)
-    if field is None:
-        raise ValueError(
-            f"training reads the field {settings.field!r}, {store.uri} has {', '.join(store.fields)}: name one of them"
-        )
-    if field.dtype != np.uint8 or field.shape:
-        raise ValueError(
-            f"training learns bytes, a field of uint8 with step shape (), and {settings.field!r} of {store.uri} is "
-            f"{field.dtype} with {field.shape}: name another field, or write a loop of your own around ss.TBPTT"
-        )
-    split = hold_out(store, share=settings.held_out, seed=settings.seed, limit=settings.held_out_timesteps)
+    if task is None:
+        task = find_task(store, settings)
+    else:
+        task.check(store)
+    split = hold_out(
+        store, share=settings.held_out, seed=settings.seed, limit=settings.held_out_timesteps, least=task.least
+    )
     return Streams(
-        train=_training_stream(store, settings, split.train),
-        held_out=_held_out_stream(store, settings, split.held_out) if split.held_out else None,
+        train=_training_stream(store, settings, task, split.train),
+        held_out=_held_out_stream(store, task, split.held_out) if split.held_out else None,
         split=split,
+        task=task,
     )
 
 
-def _training_stream(store: Store, settings: TrainingSettings, spans: list[Span]) -> StreamDataset:
-    split = settings.splitting
-    window = None if isinstance(split, AsIs) else settings.window_length
-    options: dict[str, Any] = {"split": split, "shuffle": settings.shuffle}
-    return _stream(store, settings, spans, window, whole=isinstance(split, AsIs), **options)
-
-
-def _held_out_stream(store: Store, settings: TrainingSettings, spans: list[Span]) -> StreamDataset:
-    # The logits of a window are a kilobyte a timestep.
-    return _stream(store, settings, spans, max(1, EVALUATED_AT_ONCE // settings.lanes))
-
-
-def _stream(
-    store: Store,
-    settings: TrainingSettings,
-    spans: list[Span],
-    window: int | None,
-    *,
-    whole: bool = False,
-    **options: Any,
-) -> StreamDataset:
-    layout = settings.layout
+def _training_stream(store: Store, settings: TrainingSettings, task: Task, spans: list[Span]) -> StreamDataset:
+    split, layout = settings.splitting, settings.layout
+    whole = isinstance(split, AsIs)
     if layout is None:
         # With fewer sequences than lanes some lanes would always be idle; but n is the length of a whole sequence.
-        cut = len(spans) < settings.lanes and settings.k1 is not None and settings.k2 is not None
-        layout = "even" if cut and not whole else "sequences"
+        cut = len(spans) < settings.lanes and settings.k1 is not None and settings.k2 is not None and not whole
+        layout = "even" if cut else "sequences"
     return StreamDataset(
         store,
         settings.lanes,
-        window,
+        None if whole else settings.window_length,
         sequences=spans,
-        fields=[settings.field],
-        lookahead={"target": (settings.field, 1)},
+        split=split,
+        shuffle=settings.shuffle,
         seed=settings.seed,
         layout=layout,
-        **options,
+        **task.stream_options(),
     )
 
 
-def planned_updates(stream: StreamDataset, settings: TrainingSettings) -> int:
+def _held_out_stream(store: Store, task: Task, spans: list[Span]) -> StreamDataset:
+    lanes = min(EVALUATION_LANES, max(len(spans), sum(stop - start for _, start, stop in spans) // EVALUATION_RUN))
+    return StreamDataset(
+        store,
+        lanes,
+        EVALUATED_AT_ONCE // lanes,
+        sequences=spans,
+        layout="even" if len(spans) < lanes else "sequences",
+        **task.stream_options(),
+    )
+
+
+def planned_updates(stream: StreamDataset, settings: TrainingSettings, task: Task) -> int:
     """How many updates a run makes; without a number in the settings, about as many as its epochs give."""
     if settings.updates is not None:
         return settings.updates
+    return epochs_of(stream, settings, task) * updates_of_epoch(stream, settings)
+
+
+def epochs_of(stream: StreamDataset, settings: TrainingSettings, task: Task) -> int:
+    """How many epochs a run has: as the settings say, or one, or as many as the task usually takes."""
+    if settings.epochs is not None:
+        return settings.epochs
+    return max(1, -(-task.usual_updates // max(1, updates_of_epoch(stream, settings))))
+
+
+def updates_of_epoch(stream: StreamDataset, settings: TrainingSettings) -> int:
+    """About how many updates an epoch gives."""
     if settings.k1 is None:
-        return settings.epochs * _num_cohorts(stream)
+        return _num_cohorts(stream)
     if stream.window is None:
-        return settings.epochs * sum(-(-stream.plan.window_length(step) // settings.k1) for step in range(len(stream)))
-    return settings.epochs * -(-len(stream) * stream.window // settings.k1)
+        return sum(-(-stream.plan.window_length(step) // settings.k1) for step in range(len(stream)))
+    return -(-len(stream) * stream.window // settings.k1)
 
 
 def _num_cohorts(stream: StreamDataset) -> int:
@@ -112,27 +126,40 @@ def _num_cohorts(stream: StreamDataset) -> int:
     return count
 
 
-def build_model(settings: TrainingSettings) -> ByteLanguageModel:
-    """The model that the settings describe, with new parameters from torch's random generator."""
-    return ByteLanguageModel(
-        cell=settings.cell,
-        hidden=settings.hidden,
-        embedding=settings.embedding,
-        layers=settings.layers,
-        dropout=settings.dropout,
-    ).to(settings.device)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """A model that the trainer has trained, in eval mode on the CPU; the settings of its run, and what it learnt.
+
+    The settings name the task, where those of the run left that to the store.
+    """
+
+    model: nn.Module
+    settings: TrainingSettings
+    task: Task
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[ByteLanguageModel, TrainingSettings]:
-    """The model of a checkpoint that the trainer wrote, in eval mode on the CPU, and the settings of its run.
+def load_run(path: str | os.PathLike[str]) -> TrainedModel:
+    """What a checkpoint of the trainer holds, for use.
 
     Raises:
         ResumeError: It is no such checkpoint.
     """
     content = read_checkpoint(path)
-    if "model" not in content["parts"]:
-        raise ResumeError(f"{path} holds {', '.join(content['parts'])}, no model: pass a checkpoint of the trainer")
+    parts: dict[str, Any] = content["parts"]
+    if "model" not in parts:
+        raise ResumeError(f"{path} holds {', '.join(parts)}, no model: pass a checkpoint of the trainer")
     settings = replace(TrainingSettings.from_saved(content["settings"]), device="cpu")
-    model = build_model(settings)
-    model.load_state_dict(content["parts"]["model"])
-    return model.eval(), settings
+    task = task_of_saved(parts.get("task"), settings)
+    model = task.build(settings)
+    model.load_state_dict(parts["model"])
+    return TrainedModel(model=model.eval(), settings=replace(settings, **task.as_settings()), task=task)
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingSettings]:
+    """The model of a checkpoint that the trainer wrote, in eval mode on the CPU, and the settings of its run.
+
+    Raises:
+        ResumeError: It is no such checkpoint.
+    """
+    run = load_run(path)
+    return run.model, run.settings

@@ -21,6 +21,7 @@ from streamseq.training.baselines import Baselines, baselines
 from streamseq.training.build import load_model
 from streamseq.training.holdout import hold_out
 from streamseq.training.metrics import MetricsLog
+from streamseq.training.model import ByteLanguageModel
 from streamseq.training.settings import TrainingSettings
 from streamseq.training.trainer import CHECKPOINT, METRICS
 
@@ -137,6 +138,7 @@ def demo(
         say(line)
 
     model, _ = load_model(run / CHECKPOINT)
+    assert isinstance(model, ByteLanguageModel)
     sample = _printable(PROMPT + model.sample(PROMPT, SAMPLE_BYTES, temperature=0.7))
     say("\n5. What it writes")
     for line in sample.splitlines():

@@ -21,7 +21,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, event: str, update: int, **values: float | int | str | None) -> None:
+    def append(self, event: str, update: int, **values: float | int | str | dict[str, float] | None) -> None:
         """Add a row: what happened, after how many updates, and figures."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "update": update, **values}) + "\n")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from streamseq.core.grid import Grid
 from streamseq.core.layout import Occupancy
@@ -16,8 +17,7 @@ from streamseq.tbptt.memory import predict as predict_memory
 from streamseq.tbptt.model import StatefulModel
 from streamseq.tbptt.probe import probe
 from streamseq.tbptt.replay import Replay
-from streamseq.training.build import build_model, build_streams, planned_updates
-from streamseq.training.model import ByteLanguageModel, next_byte_loss
+from streamseq.training.build import build_streams, updates_of_epoch
 from streamseq.training.settings import TrainingSettings
 
 # A parameter, its gradient, and Adam's two averages.
@@ -76,7 +76,7 @@ def plan(
     store: Store,
     settings: TrainingSettings,
     *,
-    model: ByteLanguageModel | None = None,
+    model: nn.Module | None = None,
     memory: int | str | None = None,
 ) -> TrainingPlan:
     """Say what a run with these settings needs: its first window is read, and its model run on a few timesteps.
@@ -104,23 +104,24 @@ def plan(
         raise ValueError(
             f"a budget chooses the segment, got memory={format_bytes(budget)} and segment={settings.segment}: pass one"
         )
-    stream = build_streams(store, settings).train
+    streams = build_streams(store, settings)
+    stream, task = streams.train, streams.task
     window = stream.window
     grid = Grid(k1=settings.k1, k2=settings.k2).fit(window, stream.plan.longest)
     # The trainer's generator goes on from the parameters; here nothing may move it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         if model is None:
-            model = build_model(settings)
+            model = task.build(settings).to(settings.device)
         found = probe(
-            StatefulModel(model, next_byte_loss, settings.field, None),
+            StatefulModel(model, task.loss, task.inputs, None),
             Replay(model),
             stream[0].to(settings.device),
         )
     n = stream.plan.longest if grid.k1 is not None else longest_cohort(stream.plan)
     options: dict[str, Any] = {"k1": grid.k1, "k2": grid.k2, "n": n, "window": window}
     segment = settings.segment if budget is None else choose_segment(found, budget, **options)
-    epoch = replace(settings, k1=grid.k1, k2=grid.k2, window=window, epochs=1, updates=None)
+    epoch = replace(settings, k1=grid.k1, k2=grid.k2)
     return TrainingPlan(
         memory=predict_memory(found, **options, segment=segment),
         model_bytes=_COPIES * sum(parameter.nbytes for parameter in model.parameters()),
@@ -130,7 +131,7 @@ def plan(
         k2=grid.k2,
         longest=stream.plan.longest,
         windows=len(stream),
-        updates=planned_updates(stream, epoch),
+        updates=updates_of_epoch(stream, epoch),
         timesteps=stream.num_timesteps,
         occupancy=stream.occupancy,
     )

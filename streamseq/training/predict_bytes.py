@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamseq.data.window import Window
 from streamseq.storage.interface import Store
 from streamseq.training.build import load_model
-from streamseq.training.model import ByteLanguageModel, next_byte_loss
+from streamseq.training.model import next_byte_loss
 from streamseq.training.predict import PredictReport, open_input, predict
 from streamseq.training.threads import available_cores, candidate_threads, choose_threads
 
@@ -139,7 +139,7 @@ def predict_bytes(
     )
 
 
-def _probe_threads(model: ByteLanguageModel, lanes: int, window: int, workers: int) -> int:
+def _probe_threads(model: nn.Module, lanes: int, window: int, workers: int) -> int:
     share = max(1, available_cores() // max(1, workers))
     x = torch.zeros(lanes, min(256, window), dtype=torch.uint8)
     with torch.no_grad():

@@ -9,6 +9,8 @@ from typing import Protocol, Self
 
 from tqdm import tqdm
 
+from streamseq.training.unit import in_unit
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -17,18 +19,27 @@ class Progress:
     Args:
         update: Updates made.
         planned: Updates that there will be, about.
-        bits: Mean training loss in bits a timestep, of the last few updates.
-        held_out_bits: The loss on held-out sequences when last evaluated, None before.
+        loss: Mean training loss a timestep, of the last few updates: in nats, or a mean squared error.
+        held_out_loss: The loss on held-out sequences when last evaluated, None before.
+        unit: In what people are shown losses: "bits/byte", "bits/token" or "mse".
         timesteps_per_second: Since the run started, evaluations not counted.
         peak_rss_bytes: Of memory.
     """
 
     update: int
     planned: int
-    bits: float
-    held_out_bits: float | None
+    loss: float
+    held_out_loss: float | None
+    unit: str
     timesteps_per_second: float
     peak_rss_bytes: int
+
+    def __str__(self) -> str:
+        held_out = "" if self.held_out_loss is None else f" (held out {in_unit(self.held_out_loss, self.unit):.3f})"
+        return (
+            f"{in_unit(self.loss, self.unit):.3f} {self.unit}{held_out}, "
+            f"{self.timesteps_per_second:,.0f} timesteps/s, peak {self.peak_rss_bytes / 2**20:,.0f} MiB"
+        )
 
 
 class Reporter(Protocol):
@@ -67,12 +78,8 @@ class ProgressBar:
         """Move the bar."""
         if self._bar is None:
             self._bar = tqdm(total=progress.planned, initial=progress.update - 1, unit="update", dynamic_ncols=True)
-        held_out = "" if progress.held_out_bits is None else f" (held out {progress.held_out_bits:.3f})"
-        self._bar.set_postfix_str(
-            f"{progress.bits:.3f} bits/byte{held_out}, {progress.timesteps_per_second:,.0f} timesteps/s, "
-            f"peak {progress.peak_rss_bytes / 2**20:,.0f} MiB",
-            refresh=False,
-        )
+        self._bar.set_postfix_str(str(progress), refresh=False)
+        self._bar.total = progress.planned
         self._bar.update(progress.update - self._bar.n)
 
     def note(self, text: str) -> None:

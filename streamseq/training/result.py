@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from streamseq.training.unit import in_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,10 +15,13 @@ class TrainingResult:
     """What came of a run, over all of its parts where it was resumed.
 
     Args:
-        loss: Mean training loss in nats a timestep, of the last `log_every` updates or what there is of them; None
-            before the first update.
-        bits_per_byte: The same in bits.
+        task: "language" or "forecast".
+        unit: In what losses are shown: "bits/byte", "bits/token" or "mse".
+        loss: Mean training loss a timestep, in nats or as a mean squared error in variances, of the last `log_every`
+            updates or what there is of them; None before the first update.
+        bits_per_byte: The same in bits; None of a forecast.
         held_out_loss, held_out_bits_per_byte: The last evaluation; None where nothing is held out or it was not yet.
+        baselines: What simple forecasts come to on what is held out, by name; none for bytes and tokens.
         updates, timesteps: Trained on, in all.
         timesteps_per_second: Over the seconds that training took, evaluations and checkpoints not counted.
         seconds: Those.
@@ -27,10 +33,13 @@ class TrainingResult:
         out, checkpoint, metrics, curves: Paths; curves is None where it was not drawn.
     """
 
+    task: str
+    unit: str
     loss: float | None
     bits_per_byte: float | None
     held_out_loss: float | None
     held_out_bits_per_byte: float | None
+    baselines: dict[str, float]
     updates: int
     timesteps: int
     timesteps_per_second: float
@@ -49,6 +58,32 @@ class TrainingResult:
         """Plain values by name, for JSON."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        loss = "" if self.loss is None else f", {in_unit(self.loss, self.unit):.3f} {self.unit}"
+        held_out = "" if self.held_out_loss is None else f" (held out {in_unit(self.held_out_loss, self.unit):.3f})"
+        lines = [
+            f"{'finished' if self.finished else 'stopped'} after {self.updates:,} updates on {self.timesteps:,} "
+            f"timesteps{loss}{held_out}",
+            f"{self.timesteps_per_second:,.0f} timesteps/s, {100 * self.data_wait_fraction:.1f} % waiting for data, "
+            f"peak {self.peak_rss_bytes / 2**20:,.0f} MiB",
+            *self._against_baselines(),
+        ]
+        return "\n".join([*lines, f"the run is in {self.out}"])
+
+    def _against_baselines(self) -> list[str]:
+        """One line, where there is something to compare with."""
+        if self.held_out_loss is None or not self.baselines:
+            return []
+        each = ", ".join(f"{loss:.4g} of the {name}" for name, loss in self.baselines.items())
+        best = min(self.baselines, key=self.baselines.__getitem__)
+        share = self.held_out_loss / self.baselines[best] if self.baselines[best] else math.inf
+        verdict = (
+            f"{100 * (1 - share):.1f} % below the {best}"
+            if share < 1
+            else f"no better than the {best}: train longer, or with other settings"
+        )
+        return [f"held-out error {self.held_out_loss:.4g} (mean squared, in variances), to {each}: {verdict}"]
+
     @property
     def exit_code(self) -> int:
         """0, or 128 and the number of the signal that ended the run, as a shell has it."""
@@ -57,7 +92,7 @@ class TrainingResult:
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """What a run adds up over all of its parts; saved with its checkpoints. Losses are in nats a timestep."""
+    """What a run adds up over all of its parts; saved with its checkpoints."""
 
     updates: int = 0
     timesteps: int = 0
@@ -71,6 +106,7 @@ class Totals:
     loss: float | None = None
     held_out_loss: float | None = None
     held_out_at: int = -1
+    baselines: dict[str, float] = field(default_factory=dict)
     threads: int = 1
     finished: bool = False
 

@@ -16,6 +16,7 @@ from streamseq.core.splits import AsIs, Domain, Naive, Split
 # What may be another at each resume: it does not decide the parameters, or no more than their last bits.
 _FREE = frozenset({"threads", "device", "log_every", "evaluate_every", "checkpoint_every"})
 
+TASKS = ("auto", "language", "forecast")
 NAIVE, AS_IS, DOMAIN = "naive", "as-is", "domain:"
 
 
@@ -34,19 +35,26 @@ class TrainingSettings:
         segment: Timesteps whose activations live at once; None: as `TBPTT` has it.
         memory: A budget for an update such as "500MB", which chooses the segment; None: none.
         burn_in: Timesteps that are run before the start of a lane in the middle of a sequence, to find its state.
-        field: The field of the store that is learnt: one byte a timestep.
+        task: "language": the next byte or token of a field is predicted; "forecast": numbers some timesteps ahead;
+            "auto": what goes with the fields of the store, see `find_task`.
+        field: The field of a language model: one byte or token a timestep.
+        inputs: The fields that a forecast is made from; None: all of floats.
+        targets: The fields that are forecast; None: the inputs.
+        horizon: How many timesteps ahead.
         layout: "sequences" or "even", see `StreamDataset`; None: "even" where there are fewer sequences than lanes
             and k1 and k2 are not n.
         shuffle: Whether sequences are taken in a random order.
         held_out: The share of the sequences that is not trained on but evaluated; 0: none.
         held_out_timesteps: How many timesteps of them are evaluated at most.
         seed: Of the parameters, the shuffling, the split and dropout.
-        epochs: How often all sequences are seen, where `updates` and `seconds` are None.
+        epochs: How often all sequences are seen, where `updates` and `seconds` are None; None: once, or for a forecast
+            as often as gives 400 updates.
         updates: How many updates are made; None: as many as the epochs give, or the seconds.
         seconds: How long training takes at most, over all parts of a run that is resumed: the run ends with the update
             in which they are over. Evaluations and checkpoints do not count. The learning rate falls by them, and what
             a machine that is faster or slower comes to is something else.
-        cell, hidden, embedding, layers, dropout: See `ByteLanguageModel`.
+        cell, embedding, layers, dropout: See `LanguageModel` and `ForecastModel`.
+        hidden: Units of a layer; None: 256, or 64 for a forecast.
         learning_rate: Of Adam, at its highest.
         final_learning_rate: To which it falls on a cosine until the end of the run, as a share of the highest.
         warmup: Updates over which it rises from 0.
@@ -68,17 +76,21 @@ class TrainingSettings:
     segment: int | None = None
     memory: int | str | None = None
     burn_in: int = 0
+    task: str = "auto"
     field: str = "x"
+    inputs: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    horizon: int = 1
     layout: str | None = None
     shuffle: bool = True
     held_out: float = 0.05
     held_out_timesteps: int = 1 << 20
     seed: int = 0
-    epochs: int = 1
+    epochs: int | None = None
     updates: int | None = None
     seconds: float | None = None
     cell: str = "lstm"
-    hidden: int = 256
+    hidden: int | None = None
     embedding: int = 64
     layers: int = 1
     dropout: float = 0.0
@@ -94,9 +106,18 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         Grid(k1=self.k1, k2=self.k2)
-        for name in ("lanes", "held_out_timesteps", "epochs", "log_every", "evaluate_every", "checkpoint_every"):
+        _check("task", repr(self.task), self.task in TASKS, f"one of {', '.join(TASKS)}")
+        for name in ("inputs", "targets"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        named = self.inputs is not None or self.targets is not None
+        if self.task == "language" and (named or self.horizon != 1):
+            raise ValueError(
+                f"inputs, targets and horizon are of forecasts, got inputs={self.inputs}, targets={self.targets}, "
+                f"horizon={self.horizon} for task=language: name its field by field={self.field!r}"
+            )
+        for name in ("lanes", "horizon", "held_out_timesteps", "log_every", "evaluate_every", "checkpoint_every"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("window", "threads"):
+        for name in ("window", "hidden", "epochs", "threads"):
             value = getattr(self, name)
             _check(name, value, value is None or value >= 1, "at least 1")
         _check("updates", self.updates, self.updates is None or self.updates >= 0, "at least 0")
@@ -146,6 +167,15 @@ class TrainingSettings:
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         fall = (1 + math.cos(math.pi * min(1.0, update / max(1, planned)))) / 2
         return self.learning_rate * rise * (self.final_learning_rate + (1 - self.final_learning_rate) * fall)
+
+
+def _names(what: str, given: object) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    names = tuple(given) if isinstance(given, list | tuple) else ()
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"{what} is a list of the names of fields, each once, got {given!r}")
+    return names
 
 
 def _check_split(split: str, window: int | None) -> None:

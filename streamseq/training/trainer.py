@@ -20,17 +20,20 @@ from streamseq.storage.interface import Store
 from streamseq.storage.store import open as open_store
 from streamseq.tbptt.engine import TBPTT
 from streamseq.tbptt.update import Update
-from streamseq.training.build import Streams, build_model, build_streams, planned_updates
+from streamseq.training.build import Streams, build_streams, epochs_of, planned_updates
 from streamseq.training.checkpoint import HasState, check_settings, load_checkpoint, read_checkpoint, save_checkpoint
+from streamseq.training.choose_task import task_of_saved
 from streamseq.training.curves import draw_curves
-from streamseq.training.evaluate import evaluate
+from streamseq.training.forecast import ForecastTask
+from streamseq.training.forecast_baselines import forecast_baselines
 from streamseq.training.interrupt import StopSignal
 from streamseq.training.metrics import MetricsLog
-from streamseq.training.model import next_byte_loss
 from streamseq.training.progress import Progress, Reporter, Silent
 from streamseq.training.result import Totals, TrainingResult
 from streamseq.training.settings import TrainingSettings
+from streamseq.training.task import Task
 from streamseq.training.threads import choose_threads, thread_count
+from streamseq.training.unit import BITS, in_unit
 from streamseq.training.usage import peak_rss_bytes
 
 CHECKPOINT = "checkpoint.pt"
@@ -40,8 +43,6 @@ CURVES = "curves.png"
 # In runs of a few thousand updates an average over the last 100 follows the size of the gradients better than torch's
 # default, one over 1,000.
 BETAS = (0.9, 0.99)
-
-LN2 = math.log(2)
 
 
 class NonFiniteLossError(StreamseqError):
@@ -56,7 +57,10 @@ def train(
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
-    """Train a byte-level language model on a store, or go on with a run that was stopped.
+    """Train a model on a store, or go on with a run that was stopped.
+
+    What is learnt goes with the fields of the store and the settings, see `find_task`: the next byte or token, or
+    numbers some timesteps ahead.
 
     The folder gets `checkpoint.pt`, `metrics.jsonl` and `curves.png`. Ctrl-C or SIGTERM ends the run at the end of a
     window, with a checkpoint. A run that is stopped and resumed ends with the same parameters, bit for bit, as one
@@ -106,7 +110,8 @@ def train(
     devices = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices), StopSignal() as stop:
         torch.manual_seed(settings.seed)
-        trainer = _Trainer(store, folder, settings, reporter or Silent(), stop)
+        task = None if saved is None else task_of_saved(saved["parts"].get("task"), settings)
+        trainer = _Trainer(store, folder, settings, task, reporter or Silent(), stop)
         if saved is None:
             trainer.begin()
         else:
@@ -118,24 +123,31 @@ class _Trainer:
     """One process's part of a run: `begin()` or `resume()`, then `run()`."""
 
     def __init__(
-        self, store: Store, folder: Path, settings: TrainingSettings, reporter: Reporter, stop: StopSignal
+        self,
+        store: Store,
+        folder: Path,
+        settings: TrainingSettings,
+        task: Task | None,
+        reporter: Reporter,
+        stop: StopSignal,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._reporter = reporter
         self._stop = stop
         self._store = store
-        self._streams: Streams = build_streams(store, settings)
+        self._streams: Streams = build_streams(store, settings, task)
+        self._task = task = self._streams.task
         self._loader = StreamLoader(self._streams.train, device=settings.device)
-        self._planned = planned_updates(self._streams.train, settings)
-        self._model = build_model(settings)
+        self._planned = planned_updates(self._streams.train, settings, task)
+        self._model = task.build(settings).to(settings.device)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate, betas=BETAS)
         self._tbptt = TBPTT(
             self._model,
-            next_byte_loss,
+            task.loss,
             k1=settings.k1,
             k2=settings.k2,
-            inputs=settings.field,
+            inputs=task.inputs,
             segment=settings.segment,
             memory=settings.memory,
             burn_in=settings.burn_in,
@@ -152,10 +164,13 @@ class _Trainer:
         """Start a run: its folder, its number of threads, and a checkpoint of the start."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run.threads = self._settings.threads or self._probe_threads()
+        if isinstance(self._task, ForecastTask) and self._streams.held_out is not None:
+            self._run.baselines = forecast_baselines(self._task, StreamLoader(self._streams.held_out))
         self._save()
         split = self._streams.split
         held = sum(stop - start for _, start, stop in split.held_out)
         self._reporter.note(
+            f"{self._task.describe()}\n"
             f"training on {self._streams.train.num_timesteps:,} timesteps of {len(split.train):,} sequences, held out "
             f"{held:,} of {len(split.held_out):,}; {self._until()}, threads: {self._run.threads}"
         )
@@ -173,7 +188,7 @@ class _Trainer:
             return torch.get_num_threads()
         model = copy.deepcopy(self._model)
         with torch.random.fork_rng(devices=[]):
-            x = torch.randint(0, 256, (settings.lanes, min(256, settings.window_length)), dtype=torch.uint8)
+            x = self._task.example(settings.lanes, min(256, settings.window_length))
             return choose_threads(lambda: model(x)[0].sum().backward())
 
     def resume(self, saved: Mapping[str, Any]) -> None:
@@ -256,15 +271,17 @@ class _Trainer:
     def _updates(self) -> Iterator[Update]:
         """The updates that are left, epoch after epoch."""
         stream = self._streams.train
+        epochs = epochs_of(stream, self._settings, self._task)
         endless = self._settings.updates is not None or self._settings.seconds is not None
-        while endless or stream.epoch < self._settings.epochs:
+        while endless or stream.epoch < epochs:
             # What the loader says is of one epoch.
             self._waited_before = self._run.waited
             before, whole = self._run.updates, stream.state_dict()["step"] == 0
             yield from self._tbptt.updates(self._loader)
             if whole and self._run.updates == before:
                 raise ValueError(
-                    f"an epoch of {self._store.uri} gave no update, as no timestep has a next one: add longer sequences"
+                    f"an epoch of {self._store.uri} gave no update, as no timestep has one to predict: add longer "
+                    "sequences"
                 )
             self._loader.set_epoch(stream.epoch + 1)
 
@@ -296,8 +313,9 @@ class _Trainer:
             Progress(
                 update=run.updates,
                 planned=self._expected(),
-                bits=(run.mean_loss() or 0.0) / LN2,
-                held_out_bits=None if run.held_out_loss is None else run.held_out_loss / LN2,
+                loss=run.mean_loss() or 0.0,
+                held_out_loss=run.held_out_loss,
+                unit=self._task.unit,
                 timesteps_per_second=run.timesteps / run.seconds,
                 peak_rss_bytes=peak_rss_bytes(),
             )
@@ -311,7 +329,8 @@ class _Trainer:
             run.updates,
             timesteps=run.timesteps,
             loss=loss,
-            bits=loss / LN2,
+            unit=self._task.unit,
+            **self._bits(loss),
             learning_rate=self._optimizer.param_groups[0]["lr"],
             gradient_norm=norm,
             seconds=run.seconds,
@@ -324,11 +343,22 @@ class _Trainer:
             return
         run = self._run
         held_out = StreamLoader(self._streams.held_out, device=self._settings.device)
-        result = evaluate(self._model, next_byte_loss, held_out, inputs=self._settings.field)
+        result = self._task.evaluate(self._model, held_out)
+        baselines: dict[str, Any] = {"baselines": run.baselines} if run.baselines else {}
         self._metrics.append(
-            "evaluate", run.updates, timesteps=result.num_timesteps, loss=result.loss, bits=result.bits
+            "evaluate",
+            run.updates,
+            timesteps=result.num_timesteps,
+            loss=result.loss,
+            unit=self._task.unit,
+            **self._bits(result.loss),
+            **baselines,
         )
         run.held_out_loss, run.held_out_at = result.loss, run.updates
+
+    def _bits(self, loss: float) -> dict[str, float]:
+        unit = self._task.unit
+        return {"bits": in_unit(loss, unit)} if unit.startswith(BITS) else {}
 
     def _finish(self) -> None:
         run = self._run
@@ -349,6 +379,7 @@ class _Trainer:
             tbptt=self._tbptt,
             stream=self._position,
             run=asdict(self._run),
+            task=self._task.as_dict(),
         )
         self._saved_at = self._run.updates
 
@@ -366,11 +397,17 @@ class _Trainer:
     def _result(self, curves: Path | None) -> TrainingResult:
         run = self._run
         loss = run.mean_loss()
+        bits, held_out_bits = (
+            None if each is None else self._bits(each).get("bits") for each in (loss, run.held_out_loss)
+        )
         return TrainingResult(
+            task=self._task.kind,
+            unit=self._task.unit,
             loss=loss,
-            bits_per_byte=None if loss is None else loss / LN2,
+            bits_per_byte=bits,
             held_out_loss=run.held_out_loss,
-            held_out_bits_per_byte=None if run.held_out_loss is None else run.held_out_loss / LN2,
+            held_out_bits_per_byte=held_out_bits,
+            baselines=dict(run.baselines),
             updates=run.updates,
             timesteps=run.timesteps,
             timesteps_per_second=run.timesteps / run.seconds if run.seconds else 0.0,

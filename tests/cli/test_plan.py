@@ -9,8 +9,8 @@ import torch
 
 import streamseq as ss
 from streamseq.training import TrainingSettings, save_checkpoint, train
-from streamseq.training.build import build_model
 from streamseq.training.plan import plan
+from streamseq.training.task import LanguageTask
 
 SMALL = ["--lanes", 2, "--hidden", 8, "--embedding", 4, "--held-out", "0.2"]
 
@@ -40,7 +40,7 @@ def test_the_plan_is_that_of_the_run(run, store):
     assert planned["timesteps"] == result.timesteps + 5
     assert planned["occupancy"]["busy"] == pytest.approx(5 / 6, rel=0.1)
     assert planned["memory"]["segment"] == 32
-    parameters = sum(parameter.nbytes for parameter in build_model(settings).parameters())
+    parameters = sum(parameter.nbytes for parameter in LanguageTask(field="x").build(settings).parameters())
     assert planned["model_bytes"] == 4 * parameters
 
 
@@ -69,7 +69,7 @@ def test_the_table_has_a_line_for_each_part(run, store):
 
 def test_a_checkpoint_gives_model_and_settings(run, store, tmp_path):
     settings = TrainingSettings(k1=16, k2=32, lanes=2, hidden=8, embedding=4, cell="gru", dropout=0.1, segment=16)
-    save_checkpoint(tmp_path / "c.pt", settings=asdict(settings), model=build_model(settings))
+    save_checkpoint(tmp_path / "c.pt", settings=asdict(settings), model=LanguageTask(field="x").build(settings))
     taken = found(run, store, "--checkpoint", "c.pt")
     assert (taken["k1"], taken["k2"], taken["lanes"], taken["memory"]["segment"]) == (16, 32, 2, 16)
     described = found(
@@ -97,7 +97,7 @@ def test_planning_leaves_the_random_generator_alone(store):
         (["s.zarr", "--memory", "1kB", *SMALL], 2, "memory=1.0 kB is too little: the least is"),
         (["s.zarr", "--memory", "1MB", "--segment", 8, *SMALL], 2, "pass one"),
         (["s.zarr", "--segment", 0, *SMALL], 2, "segment is at least 1"),
-        (["s.zarr", "--field", "y", *SMALL], 2, "training learns bytes"),
+        (["s.zarr", "--field", "y", *SMALL], 2, "a language model learns bytes"),
         (["s.zarr", "--field", "z", *SMALL], 2, "training reads the field 'z'"),
         (["s.zarr", "--hidden", 0, "--lanes", 2], 2, "hidden is at least 1"),
         (["s.zarr", "--checkpoint", "c.pt"], 1, "there is no checkpoint c.pt"),

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 import streamseq as ss
 from streamseq.training import ByteLanguageModel, TrainingSettings, evaluate, next_byte_loss, save_checkpoint
-from streamseq.training.build import build_model, load_model
+from streamseq.training.build import load_model
+from streamseq.training.task import LanguageTask
 
 STREAMSEQ = [sys.executable, "-W", "error", "-m", "streamseq"]
 LENGTHS = (90, 0, 61, 130, 1, 40, 2)
@@ -31,7 +32,7 @@ def without_a_disk(monkeypatch):
 def write_checkpoint(path, hidden=6):
     torch.manual_seed(hidden)
     settings = TrainingSettings(hidden=hidden, embedding=4, cell="gru")
-    save_checkpoint(path, settings=asdict(settings), model=build_model(settings))
+    save_checkpoint(path, settings=asdict(settings), model=LanguageTask(field="x").build(settings))
 
 
 @pytest.fixture

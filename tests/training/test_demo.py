@@ -32,7 +32,7 @@ def test_the_demo_is_stopped_half_way_and_ends_like_a_run_that_is_not(tmp_path, 
     lines = []
     result = demo(str(out), say=lines.append, sources=some_files(), settings=SMALL)
     assert 500 <= result.stopped_at < 1000 == result.updates
-    assert load_model(result.checkpoint)[1] == SMALL
+    assert load_model(result.checkpoint)[1] == replace(SMALL, task="language")
     whole = train(result.store, tmp_path / "whole", SMALL)
     assert result.held_out_bits_per_byte == whole.held_out_bits_per_byte
     once, twice = (load_checkpoint(path)["model"] for path in (whole.checkpoint, result.checkpoint))

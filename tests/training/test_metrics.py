@@ -12,14 +12,14 @@ from streamseq.training.metrics import MetricsLog
 def filled(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for update in (2, 4, 6):
-        log.append("train", update, bits=8.0 - update, timesteps_per_second=100.0)
-    log.append("evaluate", 6, bits=2.5)
+        log.append("train", update, loss=8.0 - update, unit="mse", timesteps_per_second=100.0)
+    log.append("evaluate", 6, loss=2.5, unit="mse", baselines={"mean": 1.0})
     return log
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
     rows = filled(tmp_path).rows()
-    assert rows[0] == {"event": "train", "update": 2, "bits": 6.0, "timesteps_per_second": 100.0}
+    assert rows[0] == {"event": "train", "update": 2, "loss": 6.0, "unit": "mse", "timesteps_per_second": 100.0}
     assert [(row["event"], row["update"]) for row in rows[2:]] == [("train", 6), ("evaluate", 6)]
     assert MetricsLog(tmp_path / "none.jsonl").rows() == []
 
