@@ -12,15 +12,12 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from streamseq.etl.attempts import Attempts
 from streamseq.etl.collections_blocks import BlockInput, BlockReader, BlockSource, Collection, Key
 from streamseq.etl.collections_graph import Layer, SlicedGraph
 from streamseq.etl.collections_task import BlockJob, spans_of, write_blocks, write_in_order
 from streamseq.etl.collections_transformed import TransformedCollection
-from streamseq.etl.ledger import Ledger
 from streamseq.etl.source import Partition
-from streamseq.storage.layout import ShardLayout
-from streamseq.storage.places.place import Place
+from streamseq.etl.task import Writing
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -113,13 +110,12 @@ def block_tasks(
     partitions: Sequence[Partition],
     keys: Sequence[str],
     wanted: Sequence[int],
-    writing: tuple[Place, ShardLayout, Attempts, Ledger | None],
+    writing: Writing,
 ) -> BlockTasks | None:
     """The tasks of a job, if its source is a collection; None for other sources."""
     if not is_collection(source):
         return None
-    place, layout, attempts, ledger = writing
-    job = BlockJob(source=_for_workers(source), place=place, layout=layout, attempts=attempts, ledger=ledger)
+    job = BlockJob(source=_for_workers(source), writing=writing)
     return BlockTasks(pool, source, job, partitions, keys, wanted)
 
 

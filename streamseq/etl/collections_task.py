@@ -6,17 +6,13 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from streamseq.etl.attempts import Attempts
 from streamseq.etl.collections_blocks import Block, BlockSource, BlockSpan
 from streamseq.etl.collections_transformed import TransformedCollection
-from streamseq.etl.ledger import Ledger
 from streamseq.etl.source import Partition, Piece, Skipped, Source
-from streamseq.etl.task import run_task
+from streamseq.etl.task import Writing, run_task
 from streamseq.etl.task_result import TaskResult, Times
 from streamseq.etl.transformed_sequence import TransformedSequence
 from streamseq.etl.transformed_source import TaskContent
-from streamseq.storage.layout import ShardLayout
-from streamseq.storage.places.place import Place
 
 #: What a task hands over to the one of the next partition: the sequence that goes on there.
 Carried = TransformedSequence | None
@@ -28,17 +24,11 @@ class BlockJob:
 
     Args:
         source: What reads blocks.
-        place: Where the store lies.
-        layout: How shards are cut and encoded.
-        attempts: The attempts at the tasks of the job.
-        ledger: Where to put receipts; None where the job has no key.
+        writing: Where and how they write.
     """
 
     source: BlockSource | TransformedCollection
-    place: Place
-    layout: ShardLayout
-    attempts: Attempts
-    ledger: Ledger | None
+    writing: Writing
 
 
 def spans_of(partition: Partition) -> tuple[list[BlockSpan], list[BlockSpan]]:
@@ -87,11 +77,12 @@ def write_in_order(
     # Dask may try the task again, or has another use for it: what it was given stays as it is.
     shared = {id(transform): transform for transform in source.transforms}
     through = _Through(source, None if before is None else copy.deepcopy(before[1], shared))
-    done = None if job.ledger is None else next((result for _, result in job.ledger.find([key])), None)
+    ledger = job.writing.ledger
+    done = None if ledger is None else next((result for _, result in ledger.find([key])), None)
     if done is None:
         return _written(job, through, partition, key, times), through.carried
     for _ in through.read(partition):
-        job.attempts.check()
+        job.writing.attempts.check()
     return done, through.carried
 
 
@@ -114,8 +105,8 @@ class _Through:
 
 def _written(job: BlockJob, source: Source, partition: Partition, key: str, times: Times | None) -> TaskResult:
     """Write as any task does, with a receipt that says the times of the rows too."""
-    result = replace(run_task(source, partition, job.place, job.layout, job.attempts, None, key), times=times)
-    return result if job.ledger is None else job.ledger.put(key, result)
+    result = replace(run_task(source, partition, replace(job.writing, ledger=None), key), times=times)
+    return result if job.writing.ledger is None else job.writing.ledger.put(key, result)
 
 
 def _given(

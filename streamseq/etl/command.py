@@ -51,6 +51,7 @@ _OPTIONS = (
         type=click.IntRange(min=1),
         help="Bytes a shard, decoded: the unit of files.  [default: 64 MiB]",
     ),
+    click.option("--no-statistics", is_flag=True, help="Gather no statistics of the values on the way."),
     click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON."),
     click.option("--quiet", is_flag=True, help="Show no progress."),
 )
@@ -85,6 +86,7 @@ def ingest_command(make_source: Callable[..., Source]) -> Callable[..., None]:
         scheduler: str | None,
         chunk_bytes: int | None,
         shard_bytes: int | None,
+        no_statistics: bool,
         as_json: bool,
         quiet: bool,
         **own: Any,
@@ -106,6 +108,7 @@ def ingest_command(make_source: Callable[..., Source]) -> Callable[..., None]:
                     backend=backend,
                     chunk_bytes=chunk_bytes,
                     shard_bytes=shard_bytes,
+                    statistics=not no_statistics,
                     job=click.get_current_context().command_path,
                     progress=None if quiet else progress,
                     note=None if quiet else progress.note,

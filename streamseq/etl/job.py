@@ -23,13 +23,13 @@ from streamseq.etl.ledger import Ledger
 from streamseq.etl.quarantine import Quarantine
 from streamseq.etl.report import Report
 from streamseq.etl.source import Partition, Source, SourceError
-from streamseq.etl.task import duplicate_id, run_task
+from streamseq.etl.task import Writing, duplicate_id, run_task
 from streamseq.etl.task_result import TaskResult
 from streamseq.etl.transformed_source import TransformedSource
 from streamseq.etl.workers import Workers
 from streamseq.storage.boundaries.mark import check_marks, mark_all
 from streamseq.storage.disk_store import DiskStore
-from streamseq.storage.layout import ShardLayout, plan_layout
+from streamseq.storage.layout import plan_layout
 from streamseq.storage.places.place import Place, place_of
 from streamseq.storage.shards.shard_writer import Receipt
 from streamseq.storage.store import create
@@ -59,6 +59,7 @@ def ingest(
     shard_bytes: int | None = None,
     job: str | None = None,
     boundaries: Mapping[str, Any] | None = None,
+    statistics: bool = True,
     storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -90,6 +91,7 @@ def ingest(
         job: What writes it, for the log; None: the name of the program.
         boundaries: By name, rules as `ss.splits.Domain` takes them: what they find in the store, once it is written, is
             stored beside the sequences; see `ss.mark`.
+        statistics: Whether statistics of the values are gathered on the way and kept with the version.
         storage_options: What fsspec connects to an object store with, beside what the environment and fsspec's
             configuration say; sent to the workers.
         progress: Called with the bytes of input done and of all, at the start, after every partition and every few
@@ -133,10 +135,13 @@ def ingest(
     if not partitions:
         raise SourceError("a source has at least one partition, got none: there is nothing to write")
     with _StagedJob(place, program() if job is None else job, ledger, quarantine) as staged:
-        keys = None if key is None else partition_keys(key, partitions)
+        keys = None if key is None else partition_keys(key if statistics else f"{key} bare", partitions)
         if keys is None:
             keys, staged.ledger = [""] * len(partitions), None
-        results = _run(source, partitions, keys, layout, staged, chosen, progress, note)
+        writing = Writing(
+            place=place, layout=layout, attempts=staged.attempts, ledger=staged.ledger, statistics=statistics
+        )
+        results = _run(source, partitions, keys, writing, staged, chosen, progress, note)
         receipts = [result.receipt for result in results]
         _check_order(receipts)
         check_times(results)
@@ -282,7 +287,7 @@ def _run(
     source: Source,
     partitions: Sequence[Partition],
     keys: Sequence[str],
-    layout: ShardLayout,
+    writing: Writing,
     job: _StagedJob,
     workers: Workers,
     progress: Callable[[int, int], None] | None,
@@ -314,7 +319,7 @@ def _run(
             note(f"Dask's dashboard is at {pool.dashboard}")
         if job.ledger is not None:
             job.ledger.open()
-        blocks = block_tasks(pool, source, partitions, keys, open_, (job.place, layout, job.attempts, job.ledger))
+        blocks = block_tasks(pool, source, partitions, keys, open_, writing)
         following = iter(open_ if blocks is None else blocks.order)
         if progress is not None:
             progress(done, total)
@@ -325,8 +330,7 @@ def _run(
                     if blocks is not None:
                         flying[blocks.submit(number)] = number
                         continue
-                    task = (source, partitions[number], job.place, layout, job.attempts, job.ledger, keys[number])
-                    flying[pool.submit(run_task, *task)] = number
+                    flying[pool.submit(run_task, source, partitions[number], writing, keys[number])] = number
                 ended = pool.wait(list(flying))
                 for future in ended:
                     number = flying[future]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from streamseq.etl.attempts import Attempts
 from streamseq.etl.ledger import Ledger
@@ -13,24 +14,32 @@ from streamseq.storage.places.place import Place
 from streamseq.storage.shards.shard_writer import ShardWriter
 
 
-def run_task(
-    source: Source,
-    partition: Partition,
-    place: Place,
-    layout: ShardLayout,
-    job: Attempts,
-    ledger: Ledger | None,
-    key: str,
-) -> TaskResult:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """Where and how all tasks of a job write. Picklable.
+
+    Args:
+        place: Where the store lies.
+        layout: How shards are cut and encoded.
+        attempts: The attempts at the tasks of the job.
+        ledger: Where to put receipts; None where the job has no key.
+        statistics: Whether statistics of the values are gathered on the way.
+    """
+
+    place: Place
+    layout: ShardLayout
+    attempts: Attempts
+    ledger: Ledger | None
+    statistics: bool = True
+
+
+def run_task(source: Source, partition: Partition, writing: Writing, key: str) -> TaskResult:
     """Write one partition.
 
     Args:
         source: Where the data comes from.
         partition: The part of it to write.
-        place: Where the store lies.
-        layout: How shards are cut and encoded.
-        job: The attempts at the tasks of the job.
-        ledger: Where to put the receipt; None where the job has no key.
+        writing: Where and how to write.
         key: The key of the partition.
 
     Raises:
@@ -39,11 +48,11 @@ def run_task(
     """
     began = time.monotonic()
     skipped: list[Skipped] = []
-    with ShardWriter(place, layout) as writer:
-        job.begin(writer.writer_id)
+    with ShardWriter(writing.place, writing.layout, writing.statistics) as writer:
+        writing.attempts.begin(writer.writer_id)
         last: str | None = None
         for item in read_at_once(source, partition):
-            job.check()
+            writing.attempts.check()
             if isinstance(item, Skipped):
                 skipped.append(item)
                 continue
@@ -63,7 +72,7 @@ def run_task(
             bytes_in=partition.num_bytes - sum(item.num_bytes for item in skipped),
             seconds=time.monotonic() - began,
         )
-    return result if ledger is None else ledger.put(key, result)
+    return result if writing.ledger is None else writing.ledger.put(key, result)
 
 
 def _write_pieces(writer: ShardWriter, pieces: Pieces) -> None:

@@ -16,7 +16,7 @@ from streamseq.etl.transforms_fingerprint import fingerprint_of
 Arrays = dict[str, NDArray[Any]]
 """One array `[n, *D]` per field, all of the same n."""
 
-# What a transform puts out at once stays about this small: what it makes on the way then lies in a core's cache, so that
+# What a transform puts out at once stays about this small: what it makes on the way then lies in a core's cache, and
 # two threads wait neither for memory nor for its allocation.
 BLOCK_BYTES = 1 << 19
 _PROBE_STEPS = 3

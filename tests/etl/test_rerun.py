@@ -284,3 +284,15 @@ def test_transforms_are_part_of_a_job(folders):
     assert ss.open(folders / "s.zarr").read("f2")["x"].tolist() == list(range(1, 93))
     with pytest.raises(ss.StoreError, match="not one that this job wrote"):
         ss.ingest(source(folders), folders / "s.zarr", [lambda arrays: {"x": arrays["x"] + 2}], **CUT)
+
+
+def test_a_job_without_statistics_is_done_again_where_they_are_wanted(folders):
+    bare = ss.ingest(source(folders), folders / "s.zarr", statistics=False, **CUT)
+    assert ss.open(bare.store).attachment("statistics") is None
+    assert sum(reads(folders).values()) == 6
+    again = ss.ingest(source(folders), folders / "s.zarr", statistics=False, **CUT)
+    assert (again.partitions_done_before, reads(folders)) == (6, {})
+    full = ss.ingest(source(folders), folders / "s.zarr", **CUT)
+    assert (full.partitions_done_before, sum(reads(folders).values())) == (0, 6)
+    assert ss.open(full.store).attachment("statistics") is not None
+    assert ss.open(full.store).fingerprint == ss.open(bare.store, version=bare.version).fingerprint
