@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check bench clean
+.PHONY: help demo test soak check docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,14 +27,18 @@ test: $(READY)  ## the whole test suite, in a process for each core
 soak: $(READY)  ## writers killed, disks full and broken, power cut, at every call: thousands of times
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak
 
-check: $(READY)  ## lint, types and import contracts
+check: $(READY)  ## lint, types, import contracts, and the documentation's links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+docs: $(READY)  ## the documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(READY)  ## the benchmarks, side by side; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .import_linter_cache

@@ -13,7 +13,7 @@ import pytest
 
 import streamseq
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 @pytest.mark.parametrize("backend", ["zarr", "arrow"])
@@ -51,6 +51,8 @@ def test_examples_in_docstrings_do_what_they_show(name):
 
 
 def test_links_between_pages_lead_somewhere():
+    # The page of commands is made when the site is built, which checks all links and their anchors.
     for page in [DOCS.parent / "README.md", *DOCS.rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            made = (page.parent / target).resolve() == DOCS / "reference" / "commands.md"
+            assert made or (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,11 +1,12 @@
 """Every code block of the documentation runs, in order, page by page, and every command that is shown exists."""
 
+import os
 import re
 
 import click
 import numpy as np
 import pytest
-from support.pages import DOCS, ROOT, blocks_of, run_page, shown_commands
+from support.doc_pages import DOCS, ROOT, blocks_of, run_command, run_page, shown_commands
 
 import streamseq as ss
 from streamseq import cli
@@ -16,7 +17,17 @@ PAGES = sorted(DOCS.rglob("*.md"))
 PROSE = {"benchmarks.md", "format.md", "glossary.md", "index.md", "howto/index.md", "explanation/index.md"}
 PROSE |= {str(page.relative_to(DOCS)) for folder in ("design", "reference") for page in (DOCS / folder).glob("*.md")}
 ENDS = {
+    "explanation/tokens.md": "len(windows) == 4 and even.occupancy.busy == 1",
+    "explanation/truncation.md": "exact.relative < 1e-5 and whole.segment == 240",
     "guide.md": "update.num_timesteps > 0 and result.best and compacted.scattered == 1",
+    "howto/audio.md": "len(losses) == 8 * len(stream)",
+    "howto/cloud-storage.md": "len(stream) == 20",
+    "howto/csv.md": "error < still and len(days) == 60",
+    "howto/genome.md": "update.loss < 1.7",
+    "howto/own-model.md": "update.loss > 0 and Convolution and WithHead and Leaky",
+    "howto/resume.md": "len(whole) == 4 and os.path.exists('run/checkpoint.pt')",
+    "howto/several-gpus.md": "len(streams) == 2 and os.path.exists('train.py')",
+    "tutorial.md": "len(nll) == len(text) and os.path.exists('bias.png') and os.path.exists('search/best.pt')",
     "truncation.md": "0 < bias.relative and bias.k2 == k2",
 }
 
@@ -32,7 +43,7 @@ def test_a_page_s_code_runs(page, tmp_path, monkeypatch):
     assert name_of(page) in ENDS, (
         f"{name_of(page)} is new: say in ENDS what its code leaves, or in PROSE that it has none"
     )
-    assert eval(ENDS[name_of(page)], names)
+    assert eval(ENDS[name_of(page)], {**names, "os": os})
 
 
 def test_no_page_that_is_prose_has_code():
@@ -68,3 +79,11 @@ def test_commands_that_are_shown_have_these_options(page):
             command = command.get_command(context, name)
             assert command is not None, f"{page.name}: there is no command {name}"
         command.make_context(command.name, words)  # raises on an option that is not there
+
+
+@pytest.mark.soak  # two more processes that import torch
+def test_several_processes_print_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(DOCS / "howto/several-gpus.md")
+    one, two = run_command("python train.py"), run_command("torchrun --nproc-per-node 2 train.py")
+    assert one == two
