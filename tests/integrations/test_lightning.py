@@ -1,27 +1,18 @@
 """Lightning trains by TBPTT on a stream, and resumes, as the plain loop does."""
 
 import logging
-import warnings
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import streamseq as ss
+from streamseq.integrations.lightning import StreamDataModule, TBPTTModule
 from streamseq.training import evaluate
 
 from . import loops
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-
-    from streamseq.integrations.lightning import StreamDataModule, TBPTTModule
-
-pytestmark = [
-    # Lightning's own use of torch.
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
-]
 for _package in ("lightning", "pytorch_lightning"):
     logging.getLogger(_package).setLevel(logging.WARNING)
 
