@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from streamseq.data.preview import preview
     from streamseq.data.window import Window
     from streamseq.etl.job import ingest
+    from streamseq.search.advise import advise
     from streamseq.integrations.adapt import adapt
     from streamseq.storage.adopted.arrow import adopt_arrow
     from streamseq.storage.adopted.npy import adopt_npy
@@ -59,6 +60,7 @@ _LAZY = {
     "adopt_npy": "streamseq.storage.adopted.npy",
     "adopt_parquet": "streamseq.storage.adopted.parquet",
     "adopt_zarr": "streamseq.storage.adopted.zarr",
+    "advise": "streamseq.search.advise",
     "append": "streamseq.storage.store",
     "burn_in": "streamseq.tbptt.burn_in",
     "clean": "streamseq.storage.upkeep.leftovers",
@@ -98,6 +100,7 @@ __all__ = [
     "adopt_npy",
     "adopt_parquet",
     "adopt_zarr",
+    "advise",
     "append",
     "burn_in",
     "clean",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamseq._version import __version__
-from streamseq.commands import domain, report, search, upkeep
+from streamseq.commands import advise, domain, report, search, upkeep
 from streamseq.core.errors import StreamseqError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def commands() -> None:
     """
 
 
-for _command in (*upkeep.COMMANDS, *domain.COMMANDS, *search.COMMANDS, *report.COMMANDS):
+for _command in (*advise.COMMANDS, *upkeep.COMMANDS, *domain.COMMANDS, *search.COMMANDS, *report.COMMANDS):
     commands.add_command(_command)
 
 
@@ -317,46 +317,6 @@ def bench(
     opened = open_store(store)
     stream = StreamDataset(opened, lanes, window, layout=layout, shuffle=shuffle, memory=memory)
     result = measure(opened, stream, seconds)
-    click.echo(json.dumps(result.as_dict()) if as_json else result.as_table())
-
-
-@commands.command()
-@click.argument("store")
-@click.option("--checkpoint", metavar="FILE", help="A trained model: the checkpoint.pt of a run of streamseq train.")
-@click.option("--probe", type=int, help="Timesteps of a sequence that are looked at.  [default: 1024 or more]")
-@click.option("--bias", type=float, default=0.1, show_default=True, help="The relative bias that is tolerated.")
-@click.option("--k1", type=int, help="Timesteps from one update to the next.  [default: as in the run]")
-@click.option("--k2", metavar="K2,K2,...", help="Those to compare.  [default: k1, 2 k1, 4 k1, ... to half the probe]")
-@click.option("--lanes", type=int, default=8, show_default=True, help="Sequences that are looked at, at most.")
-@click.option("--out", metavar="FILE.png", help="Draw the influence and the bias over the lag.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
-def advise(
-    store: str,
-    checkpoint: str | None,
-    probe: int | None,
-    bias: float,
-    k1: int | None,
-    k2: str | None,
-    lanes: int,
-    out: str | None,
-    as_json: bool,
-) -> None:
-    """Measure on STORE how much of a trained model's gradient a truncation loses, and advise on k2."""
-    if checkpoint is None:
-        raise click.UsageError(
-            "how far back a gradient reaches depends on the model: train one on STORE (streamseq train), and name its "
-            "checkpoint.pt by --checkpoint"
-        )
-    try:
-        compared = None if k2 is None else [int(each) for each in k2.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{k2!r} is not a list of numbers such as 64,128", param_hint="--k2") from None
-    from streamseq.training.advise import advise as measure
-
-    try:
-        result = measure(store, checkpoint, probe=probe, bias=bias, k1=k1, k2=compared, lanes=lanes, out=out)
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
     click.echo(json.dumps(result.as_dict()) if as_json else result.as_table())
 
 

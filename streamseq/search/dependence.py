@@ -33,6 +33,15 @@ _SIGMAS = 5.0
 _TURNS = 8
 # Timesteps of a piece at least, where there are as many, for some that lie far apart.
 _SMALLEST = 1 << 14
+# Channels of a field that are looked at, evenly spaced.
+_CHANNELS = 64
+# A dependence counts for the memory from this share of the strongest one, and where shorter lags hand on less than so
+# much of it.
+_STRONG, _HANDED_ON = 0.05, 0.5
+# How many shorter lags are looked at to hand one on.
+_LINKS = 6
+# Of what a linear forecast gains in all; and the largest order of one.
+_GAINED, _ORDER = 0.95, 512
 # Random codes of the values, the lags they add, and the neighbours that a lag has to stand out of.
 _CODES, _FOUND, _AROUND = 8, 64, 8
 
@@ -49,6 +58,11 @@ class Dependence:
         values: float64 [L], at each lag; 0 is none.
         chance: float64 [L], how large it is by chance where there is none (5 standard deviations).
         timesteps: Those that were looked at.
+        memory: How many timesteps back one has to look, as far as pairs tell; 0: there is no dependence. Of whole
+            numbers the largest lag with at least a 20th of the strongest dependence, more than half of which chains
+            through shorter lags do not hand on: where x_t depends on x_{t-j} alone, and that on x_{t-lag}, the joint
+            distribution is known from theirs. Of other numbers the order of the linear forecast, channel by channel,
+            that gains 95 % of what any gains (Levinson-Durbin, in ln of the error).
     """
 
     field: str
@@ -58,6 +72,7 @@ class Dependence:
     values: Float64
     chance: Float64
     timesteps: int
+    memory: int
 
     @property
     def reach(self) -> int:
@@ -109,13 +124,19 @@ def measure_dependence(
     whole = store.fields[field].dtype.kind in "iub" and not store.fields[field].shape
     weight = np.diff(lags, prepend=0)
     if whole:
-        spaced, (lags, values, chance) = lags, _information(pieces, lags)
+        spaced, (lags, values, chance, memory) = lags, _information(pieces, lags)
         # One that stands out stands for itself.
         weight = np.where(
             np.isin(lags, spaced), np.diff(spaced, prepend=0)[np.searchsorted(spaced, lags) % len(spaced)], 1
         )
     else:
-        values, chance = _correlation(pieces, lags)
+        every = np.arange(1, int(lags[-1]) + 1)
+        correlation, number = _correlation(pieces, every)
+        values = np.abs(correlation).mean(1)
+        spread = 1 + 2 * np.cumsum(values**2)
+        chance = _SIGMAS * np.sqrt(spread / np.maximum(number, 1))
+        memory = _order(correlation[:_ORDER], number[:_ORDER]) if (values > chance).any() else 0
+        values, chance = values[lags - 1], chance[lags - 1]
     return Dependence(
         field=field,
         kind="mutual information" if whole else "autocorrelation",
@@ -124,6 +145,7 @@ def measure_dependence(
         values=values,
         chance=chance,
         timesteps=sum(len(piece) for piece in pieces),
+        memory=memory,
     )
 
 
@@ -168,8 +190,8 @@ def _pieces(store: Store, field: str, longest: int, timesteps: int) -> list[NDAr
     return found
 
 
-def _information(pieces: list[NDArray[Any]], lags: Int64) -> tuple[Int64, Float64, Float64]:
-    """Lags, more than were asked for, the mutual information at each, and what chance makes of none."""
+def _information(pieces: list[NDArray[Any]], lags: Int64) -> tuple[Int64, Float64, Float64, int]:
+    """Lags, more than were asked for, the mutual information at each, what chance makes of none, and the memory."""
     known = np.unique(np.concatenate([np.unique(piece) for piece in pieces]))
     cells = min(len(known), _VALUES)
     coded = [(np.searchsorted(known, piece) * cells // len(known)).astype(np.int64) for piece in pieces]
@@ -185,7 +207,60 @@ def _information(pieces: list[NDArray[Any]], lags: Int64) -> tuple[Int64, Float6
             values[index] = max(0.0, found - float(nothing.mean()) * whole / number)
             tail = _SIGMAS * np.sqrt(2 * max(1, free)) + _SIGMAS**2
             chance[index] = tail / (2 * number) + _SIGMAS * float(nothing.std())
-    return lags, values, chance
+    return lags, values, chance, _memory(coded, cells, lags, np.where(values > chance, values, 0.0))
+
+
+def _memory(coded: list[Int64], cells: int, lags: Int64, values: Float64) -> int:
+    """The largest strong lag that no chain through shorter ones hands on."""
+    strong = np.flatnonzero(values >= max(_STRONG * values.max(initial=0.0), np.finfo(np.float64).tiny)).tolist()
+    if not strong:
+        return 0
+    table: dict[int, Float64] = {}
+
+    def joint(lag: int) -> Float64:
+        if lag not in table:
+            pairs = [(piece[lag:], piece[:-lag]) for piece in coded if len(piece) > lag]
+            table[lag] = _joint(pairs, cells).astype(np.float64)
+        return table[lag]
+
+    direct: list[int] = []
+    for place in strong:
+        lag = int(lags[place])
+        links = sorted(direct, key=lambda other: -values[np.searchsorted(lags, other)])[:_LINKS]
+        handed_on = 0.0
+        for link in links:
+            # What is before, given what is between, given what is now.
+            now_between, between_before = joint(link), joint(lag - link)
+            between = np.maximum(now_between.sum(0), 1)
+            made = (now_between / between) @ between_before
+            handed_on = max(handed_on, _mutual(made))
+        if handed_on < _HANDED_ON * values[place]:
+            direct.append(lag)
+    return direct[-1]
+
+
+def _order(correlation: Float64, number: Float64) -> int:
+    """The order of the linear forecast that gains nearly all that any does; 0: none gains anything.
+
+    Args:
+        correlation: Of all lags from 1, [L, C].
+        number: Of pairs at each, [L].
+    """
+    orders = len(correlation)
+    gained = np.zeros(orders)
+    for channel in correlation.T:
+        rho = np.concatenate([[1.0], channel])
+        weights, error = np.zeros(orders), 1.0
+        for order in range(orders):
+            partial = (rho[order + 1] - weights[:order] @ rho[order:0:-1]) / error
+            # What chance makes of a partial correlation that is not there.
+            if abs(partial) > _SIGMAS / np.sqrt(max(1.0, number[order])):
+                partial = float(np.clip(partial, -0.9999, 0.9999))
+                weights[:order] -= partial * weights[:order][::-1].copy()
+                weights[order] = partial
+                error *= 1 - partial**2
+            gained[order] -= np.log(error)
+    return 0 if not gained[-1] else 1 + int(np.searchsorted(gained, _GAINED * gained[-1]))
 
 
 def _shared(coded: list[Int64], lag: int, cells: int) -> tuple[float, int, int]:
@@ -207,18 +282,28 @@ def _far_apart(coded: list[Int64], longest: int, cells: int) -> list[float]:
 
 
 def _counted(pairs: list[tuple[Int64, Int64]], cells: int) -> tuple[float, int, int]:
+    table = _joint(pairs, cells)
+    number = int(table.sum())
+    if not number:
+        return 0.0, 0, 0
+    free = int(np.count_nonzero(table.sum(1)) - 1) * int(np.count_nonzero(table.sum(0)) - 1)
+    return _mutual(table), number, free
+
+
+def _joint(pairs: list[tuple[Int64, Int64]], cells: int) -> Int64:
+    """How often each pair of values is there, [cells, cells]."""
     joint = np.zeros(cells * cells, np.int64)
     for one, other in pairs:
         joint += np.bincount(one * cells + other, minlength=cells * cells)
-    number = int(joint.sum())
-    if not number:
-        return 0.0, 0, 0
-    table = joint.reshape(cells, cells)
-    first, second = table.sum(1), table.sum(0)
-    seen = np.flatnonzero(joint)
-    expected = first[seen // cells] * second[seen % cells] / number
-    found = float((joint[seen] * np.log(joint[seen] / expected)).sum()) / number
-    return found, number, int(np.count_nonzero(first) - 1) * int(np.count_nonzero(second) - 1)
+    return joint.reshape(cells, cells)
+
+
+def _mutual(table: NDArray[Any]) -> float:
+    """The mutual information of a table of counts, [cells, cells]."""
+    number = table.sum()
+    expected = np.outer(table.sum(1), table.sum(0)) / number
+    seen = table > 0
+    return float((table[seen] * np.log(table[seen] / expected[seen])).sum() / number)
 
 
 def _standing_out(coded: list[Int64], cells: int, longest: int) -> Int64:
@@ -227,8 +312,8 @@ def _standing_out(coded: list[Int64], cells: int, longest: int) -> Int64:
     every = np.arange(1, longest + 1)
     strength = np.zeros(longest)
     for code in codes:
-        values, _ = _correlation([code[piece][:, None] for piece in coded], every)
-        strength += values
+        correlation, _ = _correlation([code[piece][:, None] for piece in coded], every)
+        strength += np.abs(correlation[:, 0])
     # The decay that most data has is seen by the other lags.
     rough = strength - np.convolve(
         np.pad(strength, _AROUND, "edge"), np.full(2 * _AROUND + 1, 1 / (2 * _AROUND + 1)), "valid"
@@ -238,8 +323,11 @@ def _standing_out(coded: list[Int64], cells: int, longest: int) -> Int64:
 
 
 def _correlation(pieces: list[NDArray[Any]], lags: Int64) -> tuple[Float64, Float64]:
-    """The absolute autocorrelation by lag, a mean over channels, and what chance makes of none."""
-    flat = [piece.reshape(len(piece), -1).astype(np.float64) for piece in pieces]
+    """The autocorrelation by lag of each channel, [L, C], and the numbers of pairs, [L]."""
+    flat = [piece.reshape(len(piece), -1) for piece in pieces]
+    channels = flat[0].shape[1]
+    chosen = np.arange(min(channels, _CHANNELS)) * channels // min(channels, _CHANNELS)
+    flat = [piece[:, chosen].astype(np.float64) for piece in flat]
     flat = [np.where(np.isfinite(piece), piece, np.nan) for piece in flat]
     everything = np.concatenate(flat)
     mean, std = np.nanmean(everything, 0), np.nanstd(everything, 0)
@@ -253,7 +341,4 @@ def _correlation(pieces: list[NDArray[Any]], lags: Int64) -> tuple[Float64, Floa
         held = lags < len(piece)
         sums[held] += lagged[lags[held]]
         number[held] += len(piece) - lags[held]
-    values = np.abs(sums / np.maximum(number, 1)[:, None]).mean(1)
-    width = np.diff(lags, prepend=0)
-    spread = 1 + 2 * np.cumsum(values**2 * width)
-    return values, _SIGMAS * np.sqrt(spread / np.maximum(number, 1))
+    return sums / np.maximum(number, 1)[:, None], number

@@ -73,14 +73,14 @@ class SearchResult:
         out: Its folder.
         trials: Those that have ended.
         planned: How many there are to be.
-        budget: What every candidate got: timesteps, or updates; empty where a function decides.
+        budget: What every candidate got: timesteps, updates or seconds of training; empty where a function decides.
         checkpoint: The best one's; None where there is none yet.
     """
 
     out: str
     trials: tuple[Trial, ...]
     planned: int
-    budget: dict[str, int]
+    budget: dict[str, float]
     checkpoint: str | None
 
     @property

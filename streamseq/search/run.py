@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from streamseq.core.errors import StreamseqError
 from streamseq.etl.workers import Workers
 from streamseq.search.result import SearchResult, Trial, trial_of
 from streamseq.search.space import Range, Space, Value
-from streamseq.search.study import choose, chosen_of, distributions_of, ended, open_study, unfinished, waiting
+from streamseq.search.study import SAMPLERS, choose, chosen_of, distributions_of, ended, open_study, unfinished, waiting
 from streamseq.search.trial import TRIALS, Candidate, Training, run_trial
 from streamseq.storage.interface import Store
 from streamseq.storage.store import open as open_store
@@ -36,11 +37,13 @@ USUAL_TIMESTEPS = 1_000_000
 def search(
     what: Store | str | os.PathLike[str] | Callable[[Candidate], float],
     out: str | os.PathLike[str],
-    space: Mapping[str, Sequence[Value] | Range | str] | Space,
+    space: Mapping[str, Sequence[Value] | Range | str] | Space | None = None,
     *,
+    advice: str | os.PathLike[str] | None = None,
     settings: TrainingSettings | None = None,
     timesteps: int | None = None,
     updates: int | None = None,
+    seconds: float | None = None,
     evaluations: int = 9,
     sampler: str = "grid",
     trials: int | None = None,
@@ -63,12 +66,16 @@ def search(
         out: The folder of the search; on a cluster all workers have it. It gets the study, a folder for each trial and
             the best one's checkpoint, `best.pt`.
         space: By setting of `TrainingSettings` (or by any name, for a function), the values to try: a list, text such
-            as "32,64,128" or "1e-4..1e-2", or a `Range`. "2*k1" is computed from another setting.
+            as "32,64,128" or "1e-4..1e-2", or a `Range`. "2*k1" is computed from another setting. None: around what
+            `ss.advise` proposes, which is kept in `out/advice.json`.
+        advice: Without a `space`: the folder of an advice that was made before, in place of a new one.
         settings: What no candidate says otherwise; None: the defaults, but for fewer held-out timesteps where the
             budget is small, so that evaluating takes no longer than training.
         timesteps: The budget of each candidate, in timesteps of all lanes that it trains on; None: 1,000,000, where
             `updates` is not given.
         updates: The budget in updates instead.
+        seconds: The budget in seconds of training instead, evaluations and checkpoints not counted: candidates that
+            share a machine's cores get less done in them, and so do those of a slow worker.
         evaluations: How often each candidate is evaluated, in equal parts of the budget.
         sampler: "grid": all; "random"; "tpe": where earlier ones were good (Bergstra et al. 2011).
         trials: How many candidates; None: the whole grid.
@@ -95,27 +102,47 @@ def search(
         >>> result.best.values, len(result.trials)
         ({'k1': 16, 'k2': 32}, 4)
     """
-    space = space if isinstance(space, Space) else Space.of(space)
-    if not space.choices:
-        raise ValueError("a search has at least one setting to choose, got none: name values, such as k1=[32, 64]")
-    total = _number_of_trials(space, sampler, trials)
-    for name, value in (("evaluations", evaluations), ("updates", updates), ("timesteps", timesteps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, got {value}")
+    budgets = {"timesteps": timesteps, "updates": updates, "seconds": seconds}
+    for name, value in {"evaluations": evaluations, **budgets}.items():
+        least = 0.001 if name == "seconds" else 1
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} is at least {least:g}, got {value}")
+    budget = {name: value for name, value in budgets.items() if value is not None}
     where = Workers(client=client, threads=workers, scheduler=scheduler)
     folder = Path(out).absolute()
+    _check_sampler(sampler, trials)
+    if space is not None and advice is not None:
+        raise ValueError("an advice gives the space where none is given, got both: leave one of them out")
     function: Callable[[Candidate], float]
     if callable(what):
-        if settings is not None or timesteps is not None or updates is not None:
+        if settings is not None or budget:
             raise ValueError(
                 "settings and budgets are the reference trainer's, got some for a function: it has its own"
             )
+        if space is None:
+            raise ValueError("advice is on the reference trainer, got a function: name values, such as k1=[32, 64]")
+        space = _space_of(space)
         function, about = what, {"function": getattr(what, "__qualname__", type(what).__qualname__)}
     else:
-        if timesteps is not None and updates is not None:
-            raise ValueError("every candidate gets the same budget, in timesteps or in updates: give one of them")
-        function, about = _training(what, settings, timesteps, updates, evaluations, _threads(where))
-        _check(function, space, sampler)
+        if len(budget) > 1:
+            raise ValueError(
+                "every candidate gets the same budget, in timesteps, in updates or in seconds: give one of them"
+            )
+        store = what if isinstance(what, Store) else open_store(what)
+        proposed: dict[str, Any] = {}
+        if space is None:
+            from streamseq.search.start import starting_grid
+
+            space, proposed = starting_grid(store, folder, settings=settings, advice=advice)
+        space = _space_of(space)
+        if settings is None:
+            settings = usual_settings(
+                timesteps, evaluations, **{name: value for name, value in proposed.items() if name not in space.choices}
+            )
+        given = budget or {"timesteps": USUAL_TIMESTEPS}
+        function, about = _training(store, settings, given, evaluations, _threads(where))
+        _check(space)
+    total = _number_of_trials(space, sampler, trials)
     folder.mkdir(parents=True, exist_ok=True)
     study = open_study(folder, space, sampler=sampler, prune=prune, seed=seed, search=about)
 
@@ -155,14 +182,27 @@ def usual_settings(timesteps: int | None, evaluations: int, **given: Any) -> Tra
     return replace(usual, held_out_timesteps=min(usual.held_out_timesteps, most))
 
 
-def _number_of_trials(space: Space, sampler: str, trials: int | None) -> int:
+def _space_of(space: Mapping[str, Sequence[Value] | Range | str] | Space) -> Space:
+    found = space if isinstance(space, Space) else Space.of(space)
+    if not found.choices:
+        raise ValueError("a search has at least one setting to choose, got none: name values, such as k1=[32, 64]")
+    return found
+
+
+def _check_sampler(sampler: str, trials: int | None) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"candidates are chosen by {', '.join(SAMPLERS)}, got {sampler!r}")
     if trials is not None and trials < 1:
         raise ValueError(f"a search has at least 1 trial, got {trials}")
+    if trials is None and sampler != "grid":
+        raise ValueError(f"a search by {sampler!r} has no end of its own: give the number of trials")
+
+
+def _number_of_trials(space: Space, sampler: str, trials: int | None) -> int:
     if sampler == "grid":
         whole = len(space.grid())
         return whole if trials is None else min(trials, whole)
-    if trials is None:
-        raise ValueError(f"a search by {sampler!r} has no end of its own: give the number of trials")
+    assert trials is not None
     return trials
 
 
@@ -172,36 +212,28 @@ def _threads(where: Workers) -> int:
 
 
 def _training(
-    what: Store | str | os.PathLike[str],
-    settings: TrainingSettings | None,
-    timesteps: int | None,
-    updates: int | None,
-    evaluations: int,
-    threads: int,
+    store: Store, settings: TrainingSettings, budget: Mapping[str, float], evaluations: int, threads: int
 ) -> tuple[Training, dict[str, Any]]:
-    store = what if isinstance(what, Store) else open_store(what)
-    settings = settings or usual_settings(timesteps, evaluations)
     if not settings.held_out:
         raise ValueError("candidates are judged by held-out sequences, got held_out=0: hold some out")
-    if timesteps is None and updates is None:
-        timesteps = USUAL_TIMESTEPS
+    counts = {name: int(budget[name]) if name in budget else None for name in ("timesteps", "updates")}
     training = Training(
         store=store.uri,
         version=store.version,
         settings=settings,
-        timesteps=timesteps,
-        updates=updates,
+        **counts,
+        seconds=budget.get("seconds"),
         evaluations=evaluations,
         threads=settings.threads or threads,
     )
-    budget = {"timesteps": timesteps} if updates is None else {"updates": updates}
-    about = {"store": store.uri, "fingerprint": store.fingerprint, "settings": asdict(settings), "budget": budget}
+    about = {"store": store.uri, "fingerprint": store.fingerprint, "settings": asdict(settings), "budget": dict(budget)}
     return training, about | {"evaluations": evaluations, "threads": training.threads}
 
 
-def _check(training: Training, space: Space, sampler: str) -> None:
+def _check(space: Space) -> None:
     """Refuse settings that the trainer does not have, before anything is trained."""
-    own = {"updates", "evaluate_every", "checkpoint_every", "threads", "seed", "held_out", "held_out_timesteps"}
+    own = {"updates", "seconds", "epochs", "threads", "seed", "held_out", "held_out_timesteps", "log_every"}
+    own |= {"evaluate_every", "evaluate_seconds", "checkpoint_every"}
     for name in space.choices:
         if name not in TrainingSettings.__dataclass_fields__:
             known = ", ".join(sorted(set(TrainingSettings.__dataclass_fields__) - own))

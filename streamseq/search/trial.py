@@ -76,8 +76,9 @@ class Training:
         store: The address of the store.
         version: Its version.
         settings: Where a candidate says nothing else.
-        timesteps: The budget of each candidate; None: `updates`.
+        timesteps: The budget of each candidate, where it is counted in timesteps.
         updates: The budget of each candidate, where it is counted in updates.
+        seconds: The budget of each candidate, where it is counted in seconds of training.
         evaluations: How often each is evaluated, in equal parts of the budget.
         threads: torch's number of threads of each.
     """
@@ -87,6 +88,7 @@ class Training:
     settings: TrainingSettings
     timesteps: int | None
     updates: int | None
+    seconds: float | None
     evaluations: int
     threads: int
 
@@ -98,6 +100,10 @@ class Training:
             ValueError: They do not go together.
         """
         settings = replace(self.settings, **values, threads=self.threads)  # type: ignore[arg-type]
+        if self.seconds is not None:
+            return replace(
+                settings, updates=None, seconds=self.seconds, evaluate_seconds=self.seconds / self.evaluations
+            )
         updates = self.updates
         if updates is None:
             assert self.timesteps is not None
@@ -115,7 +121,7 @@ class Training:
         """
         settings = self.settings_of(candidate.values)
         begun = (candidate.folder / CHECKPOINT).exists()
-        watcher = _Watcher(candidate, settings.evaluate_every)
+        watcher = _Watcher(candidate, settings)
         with contextlib.suppress(FileNotFoundError):
             if not begun:  # it was killed before there was anything to go on with
                 (candidate.folder / METRICS).unlink()
@@ -133,15 +139,22 @@ class Training:
 class _Watcher:
     """Hears of a run, and tells the candidate of each new evaluation."""
 
-    def __init__(self, candidate: Candidate, every: int) -> None:
+    def __init__(self, candidate: Candidate, settings: TrainingSettings) -> None:
         self._candidate = candidate
-        self._every = every
+        self._every = settings.evaluate_every
+        self._every_seconds = settings.evaluate_seconds
+        # At the update before.
+        self._seconds: float | None = None
 
     def show(self, progress: Progress) -> None:
         """Tell of the evaluation before this update, if there was one."""
-        step, rest = divmod(progress.update - 1, self._every)
-        if step and not rest and progress.held_out_loss is not None:
-            self._candidate.report(step, progress.held_out_loss)
+        before = progress.seconds if self._seconds is None else self._seconds
+        self._seconds = progress.seconds
+        if progress.held_out_loss is None or progress.held_out_at != progress.update - 1:
+            return
+        steps = (progress.update - 1) / self._every if self._every_seconds is None else before / self._every_seconds
+        if steps >= 1:
+            self._candidate.report(int(steps), progress.held_out_loss)
 
     def note(self, text: str) -> None:
         """Nobody is told."""

@@ -21,6 +21,8 @@ class Progress:
         planned: Updates that there will be, about.
         loss: Mean training loss a timestep, of the last few updates: in nats, or a mean squared error.
         held_out_loss: The loss on held-out sequences when last evaluated, None before.
+        held_out_at: Updates made then; -1 before.
+        seconds: That training has taken, evaluations not counted.
         unit: In what people are shown losses: "bits/byte", "bits/token" or "mse".
         timesteps_per_second: Since the run started, evaluations not counted.
         peak_rss_bytes: Of memory.
@@ -30,6 +32,8 @@ class Progress:
     planned: int
     loss: float
     held_out_loss: float | None
+    held_out_at: int
+    seconds: float
     unit: str
     timesteps_per_second: float
     peak_rss_bytes: int

@@ -14,7 +14,7 @@ from streamseq.core.sizes import parse_bytes
 from streamseq.core.splits import AsIs, Domain, Naive, Split
 
 # What may be another at each resume: it does not decide the parameters, or no more than their last bits.
-_FREE = frozenset({"threads", "device", "log_every", "evaluate_every", "checkpoint_every"})
+_FREE = frozenset({"threads", "device", "log_every", "evaluate_every", "evaluate_seconds", "checkpoint_every"})
 
 TASKS = ("auto", "language", "forecast")
 NAIVE, AS_IS, DOMAIN = "naive", "as-is", "domain:"
@@ -62,6 +62,7 @@ class TrainingSettings:
         threads: torch's number of threads; None: probed, and on resume what the run had.
         device: Where the model is.
         log_every, evaluate_every, checkpoint_every: Updates from one to the next.
+        evaluate_seconds: Seconds of training from one evaluation to the next, in place of `evaluate_every`; None: that.
 
     Raises:
         ValueError: A number is out of its range.
@@ -102,6 +103,7 @@ class TrainingSettings:
     device: str = "cpu"
     log_every: int = 20
     evaluate_every: int = 500
+    evaluate_seconds: float | None = None
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
@@ -121,7 +123,9 @@ class TrainingSettings:
             value = getattr(self, name)
             _check(name, value, value is None or value >= 1, "at least 1")
         _check("updates", self.updates, self.updates is None or self.updates >= 0, "at least 0")
-        _check("seconds", self.seconds, self.seconds is None or 0 < self.seconds < math.inf, "a number above 0")
+        for name in ("seconds", "evaluate_seconds"):
+            value = getattr(self, name)
+            _check(name, value, value is None or 0 < value < math.inf, "a number above 0")
         _check_split(self.split, self.window)
         _check("burn_in", self.burn_in, self.burn_in >= 0, "at least 0")
         if self.memory is not None:

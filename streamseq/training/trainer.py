@@ -235,13 +235,13 @@ class _Trainer:
             return True
         begin = perf_counter()
         for update in self._updates():
-            norm = self._apply(update)
+            norm, before = self._apply(update), run.seconds
             run.seconds += perf_counter() - begin
             run.waited = self._waited_before + self._loader.stats.waited
             self._show()
             if run.updates % settings.log_every == 0:
                 self._log_training(norm)
-            if run.updates % settings.evaluate_every == 0:
+            if self._is_to_be_evaluated(before):
                 self._evaluate()
             if self._is_last():
                 return True
@@ -254,6 +254,13 @@ class _Trainer:
                     return False
             begin = perf_counter()
         return True
+
+    def _is_to_be_evaluated(self, before: float) -> bool:
+        """After an update, before which the run had taken so many seconds."""
+        run, seconds = self._run, self._settings.evaluate_seconds
+        if seconds is None:
+            return run.updates % self._settings.evaluate_every == 0
+        return run.seconds // seconds > before // seconds
 
     def _is_last(self) -> bool:
         run, settings = self._run, self._settings
@@ -315,6 +322,8 @@ class _Trainer:
                 planned=self._expected(),
                 loss=run.mean_loss() or 0.0,
                 held_out_loss=run.held_out_loss,
+                held_out_at=run.held_out_at,
+                seconds=run.seconds,
                 unit=self._task.unit,
                 timesteps_per_second=run.timesteps / run.seconds,
                 peak_rss_bytes=peak_rss_bytes(),

@@ -1,4 +1,4 @@
-"""Advice: the figures are those of the model and store, the k2 follows from them, and what is wrong is one line."""
+"""The bias report: its figures are those of model and store, the k2 follows from them, and what is wrong is one line."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from streamseq import cli
 from streamseq.tbptt.bias import measure_bias
 from streamseq.tbptt.influence import measure_influence
 from streamseq.training import load_model, next_byte_loss, save_checkpoint, train
-from streamseq.training.advise import _choose, advise
+from streamseq.training.bias_report import choose_spans, report_bias
 
 # Of the ids below, by a hash of seed and id.
 HELD_OUT = ["doc-1", "doc-6"]
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
 
 def test_the_figures_are_those_of_the_probe(trained):
     store = ss.open(trained / "s.arrow")
-    advice = advise(store, trained / "run", probe=96, k2=[16, 32, 64], bias=0.05)
+    advice = report_bias(store, trained / "run", probe=96, k2=[16, 32, 64], bias=0.05)
     model, settings = load_model(trained / "run/checkpoint.pt")
     spans = [(id, 96 * part, 96 * part + 96) for part in range(2) for id in HELD_OUT]
     assert advice.sequences == len(spans)
@@ -54,7 +54,7 @@ def test_the_figures_are_those_of_the_probe(trained):
 
 
 def test_the_checkpoint_s_own_k1_and_powers_of_two_are_taken(trained):
-    advice = advise(trained / "s.arrow", trained / "run/checkpoint.pt", lanes=2)
+    advice = report_bias(trained / "s.arrow", trained / "run/checkpoint.pt", lanes=2)
     assert (advice.k1, advice.sequences) == (8, 2)
     assert [each.k2 for each in advice.truncations] == [8, 16, 32, 64, 128]
     assert advice.probe >= 256
@@ -75,7 +75,7 @@ def test_a_model_that_does_not_forget_gets_no_k2(trained, tmp_path):
                 parameter[hidden : 2 * hidden] = 40.0
     settings = torch.load(trained / "run/checkpoint.pt", weights_only=True)["settings"]
     save_checkpoint(tmp_path / "c.pt", settings=settings, model=model)
-    advice = advise(trained / "s.arrow", tmp_path / "c.pt", probe=128)
+    advice = report_bias(trained / "s.arrow", tmp_path / "c.pt", probe=128)
     assert advice.k2 is None
     assert advice.influence.beta == pytest.approx(1, abs=0.02)
     assert json.loads(json.dumps(advice.as_dict(), allow_nan=False))["k2"] is None
@@ -83,16 +83,16 @@ def test_a_model_that_does_not_forget_gets_no_k2(trained, tmp_path):
 
 def test_spans_are_of_held_out_sequences_where_those_are_long_enough():
     held, rest = [("a", 0, 100), ("b", 50, 90)], [("c", 0, 300), ("d", 0, 20)]
-    assert _choose([held, rest], 40, 0, 3) == ([("a", 0, 40), ("b", 50, 90), ("a", 40, 80)], 40)
-    assert _choose([held, rest], 40, 0, 1) == ([("a", 0, 40)], 40)
-    assert _choose([held, rest], 120, 0, 8) == ([("c", 0, 120), ("c", 120, 240)], 120)
-    assert _choose([[], rest], None, 1000, 4) == ([("c", 0, 300)], 300)
-    assert _choose([[("a", 0, 80), ("b", 0, 70), ("e", 0, 60)], []], None, 1000, 8)[1] == 60
-    assert _choose([[("a", 0, 80), ("b", 0, 70), ("e", 0, 60)], []], None, 32, 2) == ([("a", 0, 32), ("b", 0, 32)], 32)
+    assert choose_spans([held, rest], 40, 0, 3) == ([("a", 0, 40), ("b", 50, 90), ("a", 40, 80)], 40)
+    assert choose_spans([held, rest], 40, 0, 1) == ([("a", 0, 40)], 40)
+    assert choose_spans([held, rest], 120, 0, 8) == ([("c", 0, 120), ("c", 120, 240)], 120)
+    assert choose_spans([[], rest], None, 1000, 4) == ([("c", 0, 300)], 300)
+    assert choose_spans([[("a", 0, 80), ("b", 0, 70), ("e", 0, 60)], []], None, 1000, 8)[1] == 60
+    assert choose_spans([[("a", 0, 80), ("b", 0, 70), ("e", 0, 60)], []], None, 32, 2) == ([("a", 0, 32), ("b", 0, 32)], 32)
     with pytest.raises(ValueError, match="the longest has 300 timesteps"):
-        _choose([held, rest], 301, 0, 8)
+        choose_spans([held, rest], 301, 0, 8)
     with pytest.raises(ValueError, match="at least 1"):
-        _choose([held, rest], 0, 0, 8)
+        choose_spans([held, rest], 0, 0, 8)
 
 
 @pytest.fixture
@@ -135,7 +135,8 @@ def test_the_command_s_json_is_the_advice(run):
 @pytest.mark.parametrize(
     ("args", "code", "line"),
     [
-        ([], 2, "--checkpoint"),
+        (["--k2", "8"], 2, "--k2 goes with --checkpoint"),
+        (["--checkpoint", "run", "--seconds", "8"], 2, "--seconds is chosen by the run"),
         (["--checkpoint", "nope"], 1, "there is no checkpoint nope: name the checkpoint.pt of a run"),
         (["--checkpoint", "s.arrow"], 1, "there is no checkpoint s.arrow/checkpoint.pt"),
         (["--checkpoint", "run/metrics.jsonl"], 1, "not a whole checkpoint"),
@@ -174,6 +175,6 @@ def test_a_curve_without_matplotlib_is_refused_before_anything_is_measured(run, 
 
 def test_infinite_bounds_are_null(trained):
     store = make_store(lengths=(40, 40))
-    advice = advise(store, trained / "run", probe=16, k1=1, k2=[1, 8])
+    advice = report_bias(store, trained / "run", probe=16, k1=1, k2=[1, 8])
     advice.influence.delta[0] = math.inf
     assert advice.as_dict()["delta"][0] is None

@@ -1,4 +1,4 @@
-"""Advice on k2: what truncations would lose of a trained model's gradient, measured on sequences of a store."""
+"""The bias report: what truncations would lose of a model's gradient, measured on sequences of a store."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
-    """Which k2 to take, and why.
+class BiasReport:
+    """What a trained model says of k2.
 
     Args:
         wish: The relative bias that is tolerated.
@@ -90,11 +90,9 @@ class Advice:
             "decays": influence.decays,
             "beta": influence.beta,
             "tau": influence.tau,
-            "truncations": [
-                {name: _finite(value) for name, value in asdict(each).items()} for each in self.truncations
-            ],
+            "truncations": [{name: finite(value) for name, value in asdict(each).items()} for each in self.truncations],
             "lags": influence.lags.tolist(),
-            **{name: [_finite(value) for value in values.tolist()] for name, values in curves.items()},
+            **{name: [finite(value) for value in values.tolist()] for name, values in curves.items()},
             "curve": self.curve,
         }
 
@@ -133,7 +131,7 @@ class Advice:
         return [bound, measured] + ([f"the curve is in {self.curve}"] if self.curve else [])
 
 
-def advise(
+def report_bias(
     store: Store | str | os.PathLike[str],
     checkpoint: str | os.PathLike[str],
     *,
@@ -143,7 +141,7 @@ def advise(
     k2: Sequence[int] | None = None,
     lanes: int = 8,
     out: str | os.PathLike[str] | None = None,
-) -> Advice:
+) -> BiasReport:
     """Measure what truncations lose of the gradient of a model that `streamseq train` has trained.
 
     The probe is of the first timesteps of held-out sequences where those are long enough, else of any.
@@ -180,7 +178,9 @@ def advise(
     for each in k2 or [k1]:
         Grid(k1=k1, k2=each)
     split = build_streams(store, settings).split
-    spans, probe = _choose([split.held_out, split.train], probe, max(USUAL_PROBE, 4 * k1, 2 * max(k2 or [0])), lanes)
+    spans, probe = choose_spans(
+        [split.held_out, split.train], probe, max(USUAL_PROBE, 4 * k1, 2 * max(k2 or [0])), lanes
+    )
     if probe <= max(k1, 3):
         raise ValueError(
             f"a truncation shows on a probe longer than k1 and than 3 timesteps, got {probe} timesteps for k1={k1}: "
@@ -203,12 +203,12 @@ def advise(
         windows = _stream(store, spans, settings.field, k1)
         biases = measure_bias(model, next_byte_loss, windows, k1=k1, k2=compared, **options)
     depth = influence.smallest(bias)
-    advice = Advice(
+    report = BiasReport(
         wish=bias,
         k1=k1,
         k2=None if depth is None else depth + k1 - 1,
         measured_k2=next((each.k2 for each in biases if each.relative < bias), None),
-        truncations=[_comparison(each, influence) for each in biases],
+        truncations=[comparison(each, influence) for each in biases],
         influence=influence,
         sequences=len(spans),
         probe=probe,
@@ -220,13 +220,13 @@ def advise(
             Path(out),
             influence,
             wish=bias,
-            depths=[each.depth for each in advice.truncations],
-            measured=[each.relative for each in advice.truncations],
+            depths=[each.depth for each in report.truncations],
+            measured=[each.relative for each in report.truncations],
         )
-    return advice
+    return report
 
 
-def _choose(parts: list[list[Span]], probe: int | None, usual: int, lanes: int) -> tuple[list[Span], int]:
+def choose_spans(parts: list[list[Span]], probe: int | None, usual: int, lanes: int) -> tuple[list[Span], int]:
     """Spans of equal length from the first part that has such, and their length."""
     if probe is None:
         probe = max(_most_timesteps([stop - start for _, start, stop in part], usual, lanes) for part in parts)
@@ -258,7 +258,8 @@ def _stream(store: Store, spans: list[Span], field: str, window: int) -> StreamD
     return StreamDataset(store, len(spans), window, sequences=spans, fields=[field], lookahead={"target": (field, 1)})
 
 
-def _comparison(bias: Bias, influence: Influence) -> Comparison:
+def comparison(bias: Bias, influence: Influence) -> Comparison:
+    """A measured bias beside the bound at its smallest depth."""
     depth = bias.k2 - bias.k1 + 1
     place = influence.index(depth)
     return Comparison(
@@ -271,5 +272,6 @@ def _comparison(bias: Bias, influence: Influence) -> Comparison:
     )
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """For JSON: None where it is infinite or NaN."""
     return value if math.isfinite(value) else None
