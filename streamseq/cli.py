@@ -260,12 +260,11 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
 @click.option("--to", "uri", metavar="STORE", required=True, help="Where to write the new store.")
 @click.option(
     "--what",
-    type=click.Choice(["nll", "entropy", "likeliest", "logits"]),
+    type=click.Choice(["nll", "entropy", "likeliest", "logits", "forecast", "error"]),
     multiple=True,
-    default=["nll"],
-    show_default=True,
-    help="Of the prediction of the next byte; each becomes a field. nll: -ln of the probability of the one that comes, "
-    "NaN at the last byte. Can be repeated.",
+    help="Of the prediction of the next byte or token (nll: -ln of the probability of the one that comes, NaN at the "
+    "last one), or of a forecast (in the unit of its field; error: less what came); each becomes a field. Can be "
+    "repeated.  [default: nll or forecast]",
 )
 @click.option("--lanes", type=click.IntRange(min=1), default=32, show_default=True, help="Sequences side by side.")
 @click.option("--window", type=click.IntRange(min=1), default=256, show_default=True, help="Timesteps read at once.")
@@ -282,16 +281,18 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
 def predict(
     store: str, checkpoint: str, uri: str, what: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
 ) -> None:
-    """Run a trained byte-level language model over STORE, and write what it says of each byte to a new store.
+    """Run a trained model over STORE, and write what it says at each timestep to a new store.
 
     The new store has the same sequences, timestep by timestep. After Ctrl-C or a kill the same command goes on.
     """
     from streamseq.etl.progress import Progress as Bar
-    from streamseq.training.predict_bytes import predict_bytes
+    from streamseq.training.predict_checkpoint import predict_checkpoint
 
     with Bar("predict", "timestep") as progress:
         try:
-            report = predict_bytes(store, checkpoint, uri, what=what, progress=None if quiet else progress, **options)
+            report = predict_checkpoint(
+                store, checkpoint, uri, what=what or None, progress=None if quiet else progress, **options
+            )
         except KeyboardInterrupt:
             raise _StoppedError("interrupted: the same command goes on with what is done") from None
     click.echo(json.dumps(report.as_dict()) if as_json else str(report))

@@ -17,6 +17,7 @@ from torch import nn
 from streamseq.core.errors import ResumeError, StoreError, VersionConflictError
 from streamseq.core.fields import Field
 from streamseq.core.settings import at_least
+from streamseq.data.normalization import find_scales
 from streamseq.etl.report import readable_bytes
 from streamseq.storage.disk_store import DiskStore
 from streamseq.storage.interface import Store
@@ -89,6 +90,7 @@ def predict(
     outputs: Outputs | None = None,
     inputs: Inputs = "x",
     lookahead: Mapping[str, tuple[str, int]] | None = None,
+    normalize: object = None,
     lanes: int = 32,
     window: int = 256,
     sequences: Iterable[str] | None = None,
@@ -130,6 +132,8 @@ def predict(
         inputs: A field's name, several (the model gets a tuple), or a function of the window.
         lookahead: Of the windows, as for `StreamDataset`: `{"target": ("x", 1)}` gives `window["target"][t] = x[t+1]`,
             and window.mask says where there is one.
+        normalize: Of the windows, as for `StreamDataset`: `stream.normalization` of the stream that the model was
+            trained on. Outputs are written as they are: `outputs` can turn them into the unit of a field.
         lanes: Sequences side by side, B; fewer where a task has fewer.
         window: Timesteps K that the model gets at once; the last ones of a sequence are padded with zeros.
         sequences: A subset: ids, in the order in which the new store has them; None: all, in the order of the store.
@@ -184,6 +188,9 @@ def predict(
         window=window,
         lane_axis=lane_axis,
     )
+    if normalize is not None and normalize is not False:
+        read = list(dict.fromkeys([*recipe.fields, *(field for field, _ in recipe.lookahead.values())]))
+        recipe = replace(recipe, normalize=find_scales(store, read, normalize))
     chosen = _chosen(store, sequences)
     settings = settings_of(recipe, chosen)
     settings |= {"backend": backend, "chunk bytes": chunk_bytes, "shard bytes": shard_bytes}

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from streamseq.data.normalization import digest
 from streamseq.training.predict_task import Recipe
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -35,6 +36,7 @@ def settings_of(recipe: Recipe, sequences: NDArray[np.int64]) -> dict[str, Any]:
         "inputs": describe(inputs) if callable(inputs) else [inputs] if isinstance(inputs, str) else list(inputs),
         "outputs": None if recipe.outputs is None else describe(recipe.outputs),
         "lookahead": {name: [field, int(offset)] for name, (field, offset) in recipe.lookahead.items()},
+        "normalize": digest(recipe.normalize) if recipe.normalize else None,
         "lanes": int(recipe.lanes),
         "window": int(recipe.window),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from streamseq.core.errors import StreamseqError
 from streamseq.core.fields import Field
 from streamseq.data.dataset import StreamDataset
 from streamseq.data.loader import StreamLoader
+from streamseq.data.normalization import Scale
 from streamseq.data.window import Window
 from streamseq.storage.interface import Store
 from streamseq.storage.layout import ShardLayout
@@ -47,6 +48,7 @@ class Recipe:
         lanes: Number of lanes B, at most.
         window: Timesteps K of a window.
         lane_axis: Of the state, see `TBPTT`.
+        normalize: Offset and scale of the fields that are normalised.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Recipe:
     lanes: int
     window: int
     lane_axis: Any
+    normalize: Mapping[str, Scale] = field(default_factory=dict)
 
     @property
     def fields(self) -> list[str]:
@@ -142,6 +145,7 @@ def _stream(recipe: Recipe, sequences: Int64) -> StreamDataset:
         sequences=recipe.store.ids.take(sequences),
         fields=recipe.fields,
         lookahead=recipe.lookahead,
+        normalize=dict(recipe.normalize),
     )
 
 

@@ -193,3 +193,46 @@ def test_a_forecast_is_planned(tmp_path):
     found = plan(sines(), forecasts(hidden=8))
     assert found.model_bytes > 4 * 4 * 8 * 6
     assert found.memory.total > 0
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_forecasts_are_written_in_the_unit_of_their_field(tmp_path, horizon):
+    """The same data in another unit gives the same forecasts in that unit; and they are near what came."""
+    from streamseq.training.predict_checkpoint import predict_checkpoint
+
+    read = {}
+    for unit in (1.0, 1000.0):
+        store = sines(unit=unit, missing=0.05)
+        out = tmp_path / str(unit)
+        run = train(store, out, forecasts(updates=60, horizon=horizon))
+        report = predict_checkpoint(
+            store, run.checkpoint, out / "f.zarr", what=("forecast", "error"), lanes=2, window=32, threads=1
+        )
+        assert report.fields == {"x_forecast": "float32[3]", "x_error": "float32[3]"}
+        read[unit] = [ss.open(out / "f.zarr").read(id) for id in store.ids.to_pylist()]
+    total = count = 0.0
+    for index, (one, thousand) in enumerate(zip(read[1.0], read[1000.0], strict=True)):
+        np.testing.assert_allclose(thousand["x_forecast"], 1000 * one["x_forecast"], rtol=2e-2, atol=20)
+        x = sines(missing=0.05).read(index)["x"]
+        forecast, error = one["x_forecast"], one["x_error"]
+        np.testing.assert_allclose(error[:-horizon], forecast[:-horizon] - x[horizon:], atol=1e-5)
+        assert np.isnan(error[-horizon:]).all()
+        assert np.isfinite(forecast).all()
+        total += np.nansum(error[:, 1] ** 2)
+        count += np.isfinite(error[:, 1]).sum()
+    assert total / count < 0.3 * 4.5  # the variance of a cosine of amplitude 3
+
+
+def test_a_model_runs_over_a_store_normalised_as_in_training(tmp_path):
+    store = ss.from_arrays({"a": {"x": np.float32([10, 20, 30, 40])}, "b": {"x": np.float32([30, 20])}})
+    stream = ss.StreamDataset(store, 2, 4, normalize={"x": (10.0, 5.0)})
+
+    class Same(torch.nn.Module):
+        def forward(self, x, state):
+            return x, torch.zeros(len(x), 1)
+
+    given = {"lanes": 2, "window": 3}
+    report = ss.predict(Same(), store, tmp_path / "n.zarr", normalize=stream.normalization, **given)
+    assert ss.open(report.store).read("a")["y"].tolist() == [0.0, 2.0, 4.0, 6.0]
+    with pytest.raises(ss.ResumeError, match="prediction with normalize"):
+        ss.predict(Same(), store, tmp_path / "n.zarr", **given)
