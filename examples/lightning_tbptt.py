@@ -8,7 +8,6 @@ The task: repeat the bit of 6 timesteps ago, at every timestep.
 import logging
 import sys
 import tempfile
-import warnings
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,7 +18,6 @@ from torch.nn import functional as F
 import streamseq as ss
 from streamseq.integrations.lightning import StreamDataModule, TBPTTModule
 
-warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # Lightning's own use of torch
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()

@@ -26,7 +26,7 @@ from streamseq.tbptt.update import Update
 __all__ = ["TBPTTEvents", "TBPTTTrainer", "create_tbptt_evaluator", "create_tbptt_trainer"]
 
 
-class TBPTTEvents(EventEnum):  # type: ignore[misc]  # of its untyped metaclass
+class TBPTTEvents(EventEnum):
     """What happens besides in a trainer; `UPDATE_COMPLETED(every=n)` counts `state.updates`."""
 
     #: After each step of the optimizer; the `Update` is `state.update`.
@@ -103,15 +103,16 @@ def create_tbptt_trainer(
             if scheduler is not None:
                 scheduler.step()
             made.append(update)
-            engine.state.update = update
-            engine.state.updates += 1
+            state: Any = engine.state
+            state.update = update
+            state.updates += 1
             engine.fire_event(TBPTTEvents.UPDATE_COMPLETED)
         return made
 
     trainer = TBPTTTrainer(take)
     trainer.register_events(
         TBPTTEvents.UPDATE_COMPLETED,
-        event_to_attr={TBPTTEvents.UPDATE_COMPLETED: "updates"},  # type: ignore[list-item]
+        event_to_attr={TBPTTEvents.UPDATE_COMPLETED: "updates"},
     )
     trainer.state_dict_user_keys.append("updates")
     trainer.data = Epochs(stream, prefetch, device)
