@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import click
@@ -37,6 +38,14 @@ def report(
     except ImportError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(made.as_dict()) if as_json else str(made))
+
+
+def write_into(folder: str) -> None:
+    """Write the report of a search into its folder and say so on standard error; nothing where plotly is missing."""
+    from streamseq.report.write import report as write
+
+    with contextlib.suppress(ImportError):
+        click.echo(f"the report is {write(folder).out}", err=True)
 
 
 COMMANDS = (report,)

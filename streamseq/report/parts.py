@@ -151,7 +151,7 @@ class Page:
     """A report.
 
     Args:
-        kind: "store", "run" or "search".
+        kind: "store", "run", "search" or "advice".
         title: The name of what it is of.
         place: Where that lies.
         facts: The key figures.

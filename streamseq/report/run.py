@@ -10,6 +10,7 @@ from typing import Any
 
 from streamseq.core.errors import ResumeError, StreamseqError
 from streamseq.core.sizes import format_bytes
+from streamseq.report.advice import advice_section
 from streamseq.report.curves import line
 from streamseq.report.figures import count, duration, number, plural, share
 from streamseq.report.lanes import stream_section
@@ -17,6 +18,7 @@ from streamseq.report.markup import label as chart_label
 from streamseq.report.markup import shown
 from streamseq.report.parts import Cell, Chart, Facts, Note, Page, Part, Plot, Row, Section, Table, View
 from streamseq.report.spread import log_axis
+from streamseq.report.values import said
 from streamseq.storage.interface import Store
 from streamseq.storage.store import open as open_store
 from streamseq.training.build import build_streams
@@ -86,6 +88,7 @@ def run_page(folder: Path, store: Store | str | None) -> Page:
         _losses(run),
         _speed(run),
         *_memory(run, store),
+        *advice_section(folder),
         _settings(run),
         *_events(run),
     ]
@@ -190,10 +193,10 @@ def _loss_view(label: str, train: Sequence[MetricsRow], held: Sequence[MetricsRo
     return View(label=label, traces=traces, layout=_over_updates(label) | {"hovermode": "x unified"})
 
 
-def _over_updates(title: str, log: bool = False) -> Plot:
+def _over_updates(title: str, log: Sequence[float] = ()) -> Plot:
     axis: Plot = {"title": {"text": title}}
     if log:
-        axis |= log_axis()
+        axis |= log_axis(log)
     return {"xaxis": {"title": {"text": "updates"}, "tickformat": "~s"}, "yaxis": axis, "showlegend": True}
 
 
@@ -202,7 +205,7 @@ def _single(rows: Sequence[MetricsRow], name: str, title: str, *, log: bool = Fa
     there = [value for value in y if value is not None and math.isfinite(value)]
     if not there:
         return None
-    layout = _over_updates("", log and min(there) > 0) | {"showlegend": False}
+    layout = _over_updates("", there if log and min(there) > 0 else ()) | {"showlegend": False}
     said = f"From {number(min(there))} to {number(max(there))}, at the end {number(there[-1])}."
     return Chart(
         title=title,
@@ -297,22 +300,6 @@ def _settings(run: RunFiles) -> Section:
     """The settings of a run."""
     rows = [(shown(name, 60), said(name, value)) for name, value in run.settings.items()]
     return Section(title="Settings", parts=[Facts(rows=rows)] if rows else [])
-
-
-def said(name: str, value: object) -> str:
-    """A setting as text.
-
-    Args:
-        name: Of the setting.
-        value: Its value.
-    """
-    if value is None:
-        return "n" if name in ("k1", "k2") else "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name == "store_fingerprint":
-        return str(value)[:16]
-    return number(value) if isinstance(value, int | float) and name != "seed" else shown(value, 120)
 
 
 def _events(run: RunFiles) -> list[Section]:

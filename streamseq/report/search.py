@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamseq.core.sizes import format_bytes
+from streamseq.report.advice import advice_section
 from streamseq.report.figures import count, duration, number, plural, share
 from streamseq.report.markup import shown
 from streamseq.report.parts import Cell, Code, Facts, Note, Page, Part, Row, Section, Table
-from streamseq.report.run import said
 from streamseq.report.search_charts import costs_chart, curves_chart, heat_map
 from streamseq.report.trials import SearchFiles, read_search
+from streamseq.report.values import said
 from streamseq.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def search_page(folder: Path) -> Page:
         _over_time(found),
         _dependence(found),
         _costs(found),
+        *advice_section(folder),
         _settings(found),
     ]
     return Page(

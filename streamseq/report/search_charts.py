@@ -207,9 +207,9 @@ def _dots(found: SearchFiles, names: Sequence[str]) -> Chart:
     if not numeric:
         x_axis |= {"type": "category", "categoryorder": "array", "categoryarray": list(map(_tick, _sorted(set(x))))}
     elif _is_wide(x):
-        x_axis |= log_axis()
+        x_axis |= log_axis(_numbers(x))
     if len(names) == 2 and _is_wide(y):
-        y_axis |= log_axis()
+        y_axis |= log_axis(_numbers(y))
     axes: Plot = {"xaxis": x_axis, "yaxis": y_axis}
     what = " and ".join(names)
     summary = (
@@ -223,8 +223,12 @@ def _axis_value(value: Value, numeric: bool) -> Value:
     return value if numeric else _tick(value)
 
 
+def _numbers(values: Sequence[Value]) -> list[float]:
+    return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
 def _is_wide(values: Sequence[Value]) -> bool:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = _numbers(values)
     return len(numbers) == len(values) and min(numbers) > 0 and max(numbers) / min(numbers) >= 8
 
 

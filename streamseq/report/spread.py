@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ _LEAST_BINS = 16
 _WIDE = 50
 # The part of the values that decides where bins lie, and how much farther all may lie for all to be shown.
 _CENTRE, _FAR = (0.001, 0.999), 4.0
+# Of a logarithmic axis: decades with several labels each, and labels of more.
+_FEW_DECADES, _LABELS = 3.0, 6
 # Each of so many whole numbers has a bin of its own.
 _MOST_VALUES = 256
 _SHARES = (
@@ -64,7 +67,11 @@ def lengths_views(values: NDArray[Any], what: str) -> list[View]:
     timesteps, _ = np.histogram(values, edges, weights=values.astype(np.float64))
 
     def view(label: str, count: NDArray[Any], x: str, y: str) -> View:
-        return View(label=label, traces=[steps(edges, count, whole=True, shift=shift)], layout=spread_layout(x, y, log))
+        return View(
+            label=label,
+            traces=[steps(edges, count, whole=True, shift=shift)],
+            layout=spread_layout(x, y, edges if log else None),
+        )
 
     return [
         view(what, numbers, "timesteps", what),
@@ -123,7 +130,7 @@ def values_view(statistics: Statistics, channel: int, label: str) -> tuple[View,
     ascending = np.maximum.accumulate(x)
     count = np.diff(np.interp(edges, ascending, y, left=0.0, right=float(total[-1])))
     beside = max(0.0, 1.0 - float(count.sum()) / float(total[-1]))
-    layout = spread_layout("value", "values", log=False)
+    layout = spread_layout("value", "values", log=None)
     trace = steps(edges, count, whole=whole and len(edges) <= _MOST_VALUES + 1)
     return View(label=label, traces=[trace], layout=layout), beside
 
@@ -158,15 +165,23 @@ def _bin(low: float, high: float) -> str:
     return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 
-def spread_layout(x: str, y: str, log: bool) -> Plot:
-    """The axes of a histogram."""
+def spread_layout(x: str, y: str, log: Float64 | None) -> Plot:
+    """The axes of a histogram, whose first one is logarithmic where its values are given."""
     return {
-        "xaxis": {"title": {"text": x}, "showgrid": False, **(log_axis("~s") if log else {})},
+        "xaxis": {"title": {"text": x}, "showgrid": False, **({} if log is None else log_axis(log.tolist(), "~s"))},
         "yaxis": {"title": {"text": y}, "rangemode": "tozero", "tickformat": "~s"},
         "hovermode": "x",
     }
 
 
-def log_axis(form: str = "~g") -> Plot:
-    """What makes an axis logarithmic, with labels at 1, 2 and 5."""
-    return {"type": "log", "dtick": "D2", "tickformat": form}
+def log_axis(values: Iterable[float | None], form: str = "~g") -> Plot:
+    """What makes an axis logarithmic, with labels at 1, 2 and 5, or where there are many decades at some of these.
+
+    Args:
+        values: Along the axis; those above 0 count.
+        form: How labels are written, as d3 has it.
+    """
+    there = [value for value in values if value is not None and 0 < value < math.inf]
+    decades = math.log10(max(there) / min(there)) if there else 0.0
+    dtick = "D2" if decades <= _FEW_DECADES else math.ceil(decades / _LABELS)
+    return {"type": "log", "dtick": dtick, "tickformat": form}

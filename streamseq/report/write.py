@@ -17,8 +17,8 @@ from streamseq.storage.places.commit import replace_file
 from streamseq.storage.places.location import is_remote, local_path
 from streamseq.storage.store import open as open_store
 
-# What says that a folder is that of a search, or of a run.
-_SEARCH, _RUN = "study.log", ("metrics.jsonl", "checkpoint.pt")
+# What says that a folder is that of a search, of a run, or of an advice alone.
+_ADVICE, _SEARCH, _RUN = "advice.json", "study.log", ("metrics.jsonl", "checkpoint.pt")
 _NAME = "report.html"
 
 
@@ -28,7 +28,7 @@ class Report:
 
     Args:
         path: What it is of.
-        kind: "store", "run" or "search".
+        kind: "store", "run", "search" or "advice".
         out: The file.
         bytes: Its size.
     """
@@ -60,11 +60,12 @@ def report(
 
     Of a store: versions, fields, lengths, statistics of values, stored boundaries, and how it lies on lanes; no values
     are read. Of a run: losses, speed, time spent waiting for data, memory, settings. Of a search: its trials, their
-    losses over time, over k1 and k2, against memory and time, and the best one. Runs and searches need not be finished.
+    losses over time, over k1 and k2, against memory and time, and the best one; and of each the advice that lies in its
+    folder. Runs and searches need not be finished.
 
     Args:
-        path: A store, or where one lies, also in object storage; the folder of a run, or of a search.
-        out: The file, which appears at once. None: `report.html` in the folder of a run or search;
+        path: A store, or where one lies, also in object storage; the folder of a run, a search, or an advice.
+        out: The file, which appears at once. None: `report.html` in the folder of a run, search or advice;
             `NAME.report.html` beside a store, or in the current folder of one that is not on this machine.
         store: What a run was trained on, where the run does not say it: with it memory is predicted, and lanes drawn.
         lanes, window: Of the schedule that is drawn of a store; None: up to 32, and 256.
@@ -110,6 +111,11 @@ def report(
 
         assert folder is not None
         page = run_page(folder, store if store is None or isinstance(store, Store) else os.fspath(store))
+    elif found == "advice":
+        from streamseq.report.advice import advice_page
+
+        assert folder is not None
+        page = advice_page(folder)
     else:
         from streamseq.report.search import search_page
 
@@ -132,11 +138,13 @@ def _kind(folder: Path) -> str:
         return "run"
     if (folder / "versions").is_dir():
         return "store"
+    if (folder / _ADVICE).is_file():
+        return "advice"
     what = "an empty folder" if folder.is_dir() and not any(folder.iterdir()) else None
     what = what or ("a file" if folder.is_file() else "another folder" if folder.is_dir() else "not there")
     raise StoreError(
-        f"a report is of a store (a folder with versions/), a run ({' or '.join(_RUN)}) or a search ({_SEARCH}), and "
-        f"{folder} is {what}: name one of these"
+        f"a report is of a store (a folder with versions/), a run ({' or '.join(_RUN)}), a search ({_SEARCH}) or an "
+        f"advice ({_ADVICE}), and {folder} is {what}: name one of these"
     )
 
 

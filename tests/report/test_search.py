@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
+from support.pages import Reader
 from support.report_sources import HOSTILE, held_row, quadratic, train_row, write_run
 
 import streamseq as ss
@@ -162,6 +163,20 @@ def test_the_command_for_the_best_one_is_one(tmp_path, read):
     assert {name: given[name] for name in ("k1", "lanes", "shuffle", "clip", "learning_rate")} == {
         "k1": 8, "lanes": 4, "shuffle": False, "clip": 0.5, "learning_rate": 0.125,
     }  # fmt: skip
+
+
+def test_the_command_that_searches_leaves_a_report(tmp_path, capsys):
+    with ss.create(tmp_path / "text.zarr", {"x": ss.Field("uint8")}) as writer:
+        for number in range(4):
+            writer.write(f"{number}", x=np.arange(60, dtype=np.uint8))
+    words = ["search", tmp_path / "text.zarr", "--k1", "8", "--k2", "k1", "--lanes", "2", "--updates", "2", "--quiet"]
+    words += ["--out", tmp_path / "s", "--set", "hidden=4", "--set", "threads=1", "--set", "held_out=0.3", "--json"]
+    with pytest.raises(SystemExit) as exit:
+        cli.main([str(word) for word in words])
+    said = capsys.readouterr()
+    assert exit.value.code == 0, said.err
+    assert f"the report is {tmp_path / 's' / 'report.html'}" in said.err
+    assert Reader(tmp_path / "s" / "report.html").facts["trials"] == "1"
 
 
 def test_importance_is_the_share_of_the_variance_between_values(tmp_path):
