@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamseq.commands.report import write_into
+
 if TYPE_CHECKING:
     from streamseq.search.result import SearchResult
 
@@ -126,6 +128,7 @@ def search(
     else:
         click.echo(str(result))
     sys.stdout.flush()
+    write_into(result.out)
 
 
 COMMANDS = (search,)
