@@ -26,7 +26,7 @@ arrays = {name: {"x": b[:, None].astype("f4") - 0.5, "y": np.roll(b, 6).astype("
 
 
 def loss(outputs, window):
-    return F.binary_cross_entropy_with_logits(outputs.squeeze(-1), window["y"], reduction="none")  # [B, K]
+    return F.binary_cross_entropy_with_logits(outputs.sum(-1), window["y"], reduction="none")  # [B, K]
 
 
 def fit(updates: int, resume: bool = False) -> float:
@@ -34,8 +34,8 @@ def fit(updates: int, resume: bool = False) -> float:
     accelerator = Accelerator(cpu=True)
     stream = ss.StreamDataset(ss.from_arrays(arrays), lanes=16, window=4, shuffle=True, **rank_options(accelerator))
     loader = ss.StreamLoader(stream, device=accelerator.device)
-    model = nn.LSTM(1, 32, proj_size=1, batch_first=True)
-    model, adam = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=3e-2))
+    model = nn.GRU(1, 32, batch_first=True)
+    model, adam = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=1e-2))
     tbptt = make_tbptt(accelerator, model, loss, k1=4, k2=8)
     register(accelerator, loader, tbptt)
     if resume:

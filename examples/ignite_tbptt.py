@@ -27,14 +27,14 @@ train_ids, val_ids = list(bits)[:32], list(bits)[32:]
 
 
 def loss(outputs, window):
-    return F.binary_cross_entropy_with_logits(outputs.squeeze(-1), window["y"], reduction="none")  # [B, K]
+    return F.binary_cross_entropy_with_logits(outputs.sum(-1), window["y"], reduction="none")  # [B, K]
 
 
 def fit(windows: int, resume: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    model = nn.LSTM(1, 32, proj_size=1, batch_first=True)
+    model = nn.GRU(1, 32, batch_first=True)
     stream = ss.StreamDataset(store, lanes=16, window=4, sequences=train_ids, shuffle=True)
-    adam = torch.optim.Adam(model.parameters(), lr=3e-2)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
     trainer = create_tbptt_trainer(ss.TBPTT(model, loss, k1=4, k2=8), adam, stream)
     parts = {"model": model, **trainer.parts}
     saver = Checkpoint(parts, DiskSaver(FOLDER, require_empty=False), filename_pattern="at_100.pt")
