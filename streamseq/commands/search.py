@@ -13,6 +13,8 @@ from streamseq.commands.report import write_into
 if TYPE_CHECKING:
     from streamseq.search.result import SearchResult
 
+_ADVISED = ("lanes", "layout", "split")
+
 
 def _given(values: tuple[str, ...]) -> dict[str, str]:
     """Settings of the form NAME=VALUES."""
@@ -55,10 +57,22 @@ class _Lines:
 @click.option(
     "--out", metavar="DIR", required=True, help="The folder of the search: its study, trials, the best model."
 )
-@click.option("--k1", metavar="VALUES", help="Timesteps between updates.  [default: 32,64,128]")
-@click.option("--k2", metavar="VALUES", help="Timesteps that back-propagation reaches.  [default: k1,2*k1]")
+@click.option(
+    "--k1", metavar="VALUES", help="Timesteps between updates.  [default: as advised, or 32,64,128 with --k2]"
+)
+@click.option(
+    "--k2",
+    metavar="VALUES",
+    help="Timesteps that back-propagation reaches.  [default: as advised, or k1,2*k1 with --k1]",
+)
+@click.option(
+    "--from-advice",
+    metavar="DIR",
+    help="Start from what streamseq advise STORE --out DIR proposed; its k1 and k2 are taken.",
+)
 @click.option("--lanes", metavar="VALUES", help="Sequences side by side.  [default: 32]")
 @click.option("--layout", metavar="VALUES", help="sequences, even, or both.  [default: as streamseq train has it]")
+@click.option("--split", metavar="VALUES", help="naive, as-is, domain:NAME, or several.  [default: naive]")
 @click.option(
     "--set",
     "others",
@@ -69,6 +83,7 @@ class _Lines:
 )
 @click.option("--timesteps", type=click.IntRange(min=1), help="The budget of each candidate.  [default: 1,000,000]")
 @click.option("--updates", type=click.IntRange(min=1), help="The budget in updates instead.")
+@click.option("--seconds", type=float, help="The budget in seconds of training instead.")
 @click.option(
     "--evaluations", type=click.IntRange(min=1), default=9, show_default=True, help="How often each is evaluated."
 )
@@ -93,12 +108,16 @@ def search(
     k2: str | None,
     lanes: str | None,
     layout: str | None,
+    split: str | None,
+    from_advice: str | None,
     others: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Try k1, k2 and other settings of the trainer on STORE, each with the same budget, and keep the best.
+
+    Without --k1 and --k2 it begins with an advice, as streamseq advise STORE makes it, and tries what lies around it.
 
     VALUES stand between commas; n is the whole sequence, 2*k1 is computed from k1, LOW..HIGH is a range (with --sampler
     random or tpe). A search that was stopped or killed goes on with the same command.
@@ -108,7 +127,10 @@ def search(
     from streamseq.search.space import Range, parse_choices
     from streamseq.training.settings import TrainingSettings
 
-    named = {"k1": k1 or "32,64,128", "k2": k2 or "k1,2*k1", "lanes": lanes, "layout": layout, **_given(others)}
+    named = {"k1": k1, "k2": k2, "lanes": lanes, "layout": layout, "split": split, **_given(others)}
+    advised = from_advice is not None or (named["k1"] is None and named["k2"] is None)
+    if not advised:
+        named = {**named, "k1": named["k1"] or "32,64,128", "k2": named["k2"] or "k1,2*k1"}
     space: dict[str, Any] = {}
     same: dict[str, Any] = {}
     for name, text in named.items():
@@ -117,12 +139,22 @@ def search(
         if name not in TrainingSettings.__dataclass_fields__:
             raise click.BadParameter(f"the trainer has no setting {name!r}", param_hint="--set")
         choices = parse_choices(text)
-        if isinstance(choices, Range) or len(choices) > 1 or name in ("k1", "k2"):
+        # What an advice proposes, too, is in the space, so that it is not taken from there.
+        if isinstance(choices, Range) or len(choices) > 1 or name in ("k1", "k2") or (advised and name in _ADVISED):
             space[name] = choices
         else:
             same[name] = choices[0]
     settings = usual_settings(options["timesteps"], options["evaluations"], **same)
-    result = run(store, out, space, settings=settings, progress=None if quiet else _Lines(), **options)
+    result = run(
+        store,
+        out,
+        space,
+        advice=from_advice or advised,
+        settings=settings,
+        progress=None if quiet else _Lines(),
+        say=None if quiet else lambda text: click.echo(f"advice: {text}", err=True),
+        **options,
+    )
     if as_json:
         click.echo(json.dumps(result.as_dict()))
     else:

@@ -39,7 +39,7 @@ def search(
     out: str | os.PathLike[str],
     space: Mapping[str, Sequence[Value] | Range | str] | Space | None = None,
     *,
-    advice: str | os.PathLike[str] | None = None,
+    advice: str | os.PathLike[str] | bool = False,
     settings: TrainingSettings | None = None,
     timesteps: int | None = None,
     updates: int | None = None,
@@ -53,6 +53,7 @@ def search(
     scheduler: str | None = None,
     client: Client | None = None,
     progress: Callable[[SearchResult], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> SearchResult:
     """Try many candidates, each with the same budget, and take the best.
 
@@ -66,9 +67,11 @@ def search(
         out: The folder of the search; on a cluster all workers have it. It gets the study, a folder for each trial and
             the best one's checkpoint, `best.pt`.
         space: By setting of `TrainingSettings` (or by any name, for a function), the values to try: a list, text such
-            as "32,64,128" or "1e-4..1e-2", or a `Range`. "2*k1" is computed from another setting. None: around what
-            `ss.advise` proposes, which is kept in `out/advice.json`.
-        advice: Without a `space`: the folder of an advice that was made before, in place of a new one.
+            as "32,64,128" or "1e-4..1e-2", or a `Range`. "2*k1" is computed from another setting. None: the grid around
+            what `ss.advise` proposes.
+        advice: Whether the grid is that of an advice, with the values of `space` in place of it or beside it; the
+            folder of one that was made before, or True: it is made now. It is kept in `out/advice.json`, and lanes,
+            layout and split are as it proposes, where the settings have them as they are by default.
         settings: What no candidate says otherwise; None: the defaults, but for fewer held-out timesteps where the
             budget is small, so that evaluating takes no longer than training.
         timesteps: The budget of each candidate, in timesteps of all lanes that it trains on; None: 1,000,000, where
@@ -86,6 +89,7 @@ def search(
         scheduler: The address of a Dask scheduler whose workers run the trials instead; each has one thread.
         client: A Dask client, the same.
         progress: Called at the start and after each trial with the result so far.
+        say: Called with what is done for an advice.
 
     Raises:
         ValueError: An argument is wrong.
@@ -111,17 +115,16 @@ def search(
     where = Workers(client=client, threads=workers, scheduler=scheduler)
     folder = Path(out).absolute()
     _check_sampler(sampler, trials)
-    if space is not None and advice is not None:
-        raise ValueError("an advice gives the space where none is given, got both: leave one of them out")
+    advised = space is None or bool(advice)
+    space = _space_of(space or {}, least=0 if advised else 1)
     function: Callable[[Candidate], float]
     if callable(what):
         if settings is not None or budget:
             raise ValueError(
                 "settings and budgets are the reference trainer's, got some for a function: it has its own"
             )
-        if space is None:
+        if advised:
             raise ValueError("advice is on the reference trainer, got a function: name values, such as k1=[32, 64]")
-        space = _space_of(space)
         function, about = what, {"function": getattr(what, "__qualname__", type(what).__qualname__)}
     else:
         if len(budget) > 1:
@@ -129,19 +132,15 @@ def search(
                 "every candidate gets the same budget, in timesteps, in updates or in seconds: give one of them"
             )
         store = what if isinstance(what, Store) else open_store(what)
-        proposed: dict[str, Any] = {}
-        if space is None:
-            from streamseq.search.start import starting_grid
+        _check(space)
+        settings = settings or usual_settings(timesteps, evaluations)
+        if advised:
+            from streamseq.search.start import starting_point
 
-            space, proposed = starting_grid(store, folder, settings=settings, advice=advice)
-        space = _space_of(space)
-        if settings is None:
-            settings = usual_settings(
-                timesteps, evaluations, **{name: value for name, value in proposed.items() if name not in space.choices}
-            )
+            folder_of = None if isinstance(advice, bool) else advice
+            space, settings = starting_point(store, folder, space, settings, advice=folder_of, say=say)
         given = budget or {"timesteps": USUAL_TIMESTEPS}
         function, about = _training(store, settings, given, evaluations, _threads(where))
-        _check(space)
     total = _number_of_trials(space, sampler, trials)
     folder.mkdir(parents=True, exist_ok=True)
     study = open_study(folder, space, sampler=sampler, prune=prune, seed=seed, search=about)
@@ -182,9 +181,9 @@ def usual_settings(timesteps: int | None, evaluations: int, **given: Any) -> Tra
     return replace(usual, held_out_timesteps=min(usual.held_out_timesteps, most))
 
 
-def _space_of(space: Mapping[str, Sequence[Value] | Range | str] | Space) -> Space:
+def _space_of(space: Mapping[str, Sequence[Value] | Range | str] | Space, least: int) -> Space:
     found = space if isinstance(space, Space) else Space.of(space)
-    if not found.choices:
+    if len(found.choices) < least:
         raise ValueError("a search has at least one setting to choose, got none: name values, such as k1=[32, 64]")
     return found
 

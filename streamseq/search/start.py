@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from streamseq.core.errors import ResumeError
 from streamseq.search.advice import ADVICE, read_advice
-from streamseq.search.advise import USUAL_SECONDS, advise
-from streamseq.search.space import Value
+from streamseq.search.advise import USUAL_UPDATES, advise
+from streamseq.search.space import Space
 from streamseq.storage.interface import Store
 from streamseq.storage.places.commit import replace_file
 from streamseq.training.settings import TrainingSettings
 
-# Which settings a search takes over where it says none.
+# Which settings a search takes over where its own are as they are by default.
 _TAKEN = ("lanes", "layout", "split")
+UPDATES = USUAL_UPDATES
 
 
-def starting_grid(
+def starting_point(
     store: Store,
     folder: Path,
+    space: Space,
+    settings: TrainingSettings,
     *,
-    settings: TrainingSettings | None = None,
     advice: str | os.PathLike[str] | None = None,
-    seconds: float = USUAL_SECONDS,
-    progress: Callable[[str], None] | None = None,
-) -> tuple[dict[str, list[Value]], dict[str, Any]]:
-    """The values of k1 and k2 to try, and what else the advice proposes for all candidates.
+    say: Callable[[str], None] | None = None,
+) -> tuple[Space, TrainingSettings]:
+    """The space and the settings of a search that begins with an advice.
 
     An advice that is in the folder already is taken as it is, so that a search that goes on has the same grid.
 
     Args:
         store: What is searched on.
         folder: Of the search; the advice is kept in it.
-        settings: Of the candidates, where they are given.
+        space: What is given of it: those settings are not taken from the advice.
+        settings: Of the candidates.
         advice: The folder of an advice that was made before; None: one is made.
-        seconds: How long that may take, about.
-        progress: Called with what is done next.
+        say: Called with what is done next.
 
     Raises:
         FileNotFoundError: There is no advice in the folder that was named.
@@ -48,7 +49,7 @@ def starting_grid(
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
         if advice is None:
-            advise(store, settings=settings, seconds=seconds, progress=progress).save(folder)
+            advise(store, settings=settings, updates=UPDATES, progress=say).save(folder)
         else:
             content = _found(Path(advice)).read_bytes()
             replace_file(kept, lambda file: file.write(content))
@@ -58,7 +59,14 @@ def starting_grid(
             f"{kept} is the advice for {found['store']} with other contents than {store.uri} has: take another folder, "
             "or an advice for this store"
         )
-    return dict(found["space"]), {name: found["settings"][name] for name in _TAKEN if name in found["settings"]}
+    grid = {name: tuple(values) for name, values in found["space"].items()}
+    usual = TrainingSettings()
+    proposed = {
+        name: found["settings"][name]
+        for name in _TAKEN
+        if name in found["settings"] and name not in space.choices and getattr(settings, name) == getattr(usual, name)
+    }
+    return Space(choices={**grid, **space.choices}), replace(settings, **proposed)
 
 
 def _found(folder: Path) -> Path:
