@@ -27,7 +27,8 @@ ENDS = {
     "howto/own-model.md": "update.loss > 0 and Convolution and WithHead and Leaky",
     "howto/resume.md": "len(whole) == 4 and os.path.exists('run/checkpoint.pt')",
     "howto/several-gpus.md": "len(streams) == 2 and os.path.exists('train.py')",
-    "tutorial.md": "len(nll) == len(text) and os.path.exists('bias.png') and os.path.exists('search/best.pt')",
+    "howto/training-loops.md": "val_loss < 0.3 and len(losses) > len(stream) and sum(made) < len(made) and error < 1",
+    "tutorial.md": "len(nll) == len(text) and os.path.exists('bias.png') and os.path.exists('search.html')",
     "truncation.md": "0 < bias.relative and bias.k2 == k2",
 }
 
