@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from time import monotonic
@@ -224,6 +225,7 @@ def _setting(
 @_setting("--log-every", int, "20", "Updates from one line of metrics to the next.")
 @_setting("--evaluate-every", int, "500", "Updates from one evaluation to the next.")
 @_setting("--checkpoint-every", int, "500", "Updates from one checkpoint to the next.")
+@click.option("--tensorboard", is_flag=True, help="Write curves for TensorBoard to DIR/tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -235,7 +237,9 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
     """
     from streamseq.training import ProgressBar, TrainingSettings, read_checkpoint
     from streamseq.training import train as run
+    from streamseq.training.progress import Reporter, Silent
 
+    tensorboard = options.pop("tensorboard")
     given: dict[str, Any] = {
         name: None if value == "n" else value for name, value in options.items() if value is not None
     }
@@ -243,13 +247,20 @@ def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **opti
     if resume and given:
         saved = read_checkpoint(os.path.join(out, "checkpoint.pt"))
         settings = replace(TrainingSettings.from_saved(saved["settings"]), **given)
-    if quiet:
-        result = run(store, out, settings, resume=resume)
-    elif sys.stderr.isatty():
-        with ProgressBar() as bar:
-            result = run(store, out, settings, resume=resume, reporter=bar)
-    else:
-        result = run(store, out, settings, resume=resume, reporter=_Lines())
+    with ExitStack() as stack:
+        reporter: Reporter = Silent() if quiet else _Lines()
+        if sys.stderr.isatty() and not quiet:
+            reporter = stack.enter_context(ProgressBar())
+        if tensorboard:
+            try:
+                from streamseq.integrations.tensorboard import TensorBoardReporter
+            except ImportError as error:
+                raise click.ClickException(str(error)) from None
+            board = TensorBoardReporter(os.path.join(out, "tensorboard"), also=reporter)
+            result = run(store, out, settings, resume=resume, reporter=stack.enter_context(board))
+            board.finish(result)
+        else:
+            result = run(store, out, settings, resume=resume, reporter=reporter)
     click.echo(json.dumps(result.as_dict()) if as_json else str(result))
     click.get_current_context().exit(result.exit_code)
 
