@@ -51,7 +51,8 @@ def run_page(page, names=None):
     """Run the Python and console blocks of a page in the current folder, and return what names it leaves.
 
     A line of a console block that begins with `$ ` is a command, the lines after it are what it prints on standard
-    output, in which `...` stands for anything; nothing there: it may print what it likes. A command that prints
+    output, in which `...` stands for anything, and a number for any other: data and machines differ. Nothing
+    there: it may print what it likes. A command that prints
     `error: ...` is expected to fail. A Python block with a title is a file that a command runs.
     """
     names = {"__name__": "page"} if names is None else names
@@ -65,8 +66,14 @@ def run_page(page, names=None):
             for command, expected in commands_of(block.code):
                 said = run_command(command, fails=expected.startswith("error:"))
                 shown = f"{page.name}, line {block.line}: {command} printed\n{said}\nand not\n{expected}"
-                assert not expected or doctest.OutputChecker().check_output(expected, said, _SAME), shown
+                assert not expected or same_text(expected, said), shown
     return names
+
+
+def same_text(expected, said):
+    """Whether a command said what a page shows, apart from its numbers."""
+    expected, said = (re.sub(r"\d[\d,]*(\.\d+)?(e-?\d+)?", "0", text) for text in (expected, said))
+    return doctest.OutputChecker().check_output(expected, said, _SAME)
 
 
 def commands_of(code):
