@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 import streamseq as ss
+from streamseq import cli
 from streamseq.integrations.tensorboard import TensorBoardReporter, log_updates
 from streamseq.training import TrainingSettings, train
 
@@ -103,3 +104,14 @@ def test_a_loop_of_one_s_own_logs_means_over_timesteps(tmp_path):
 def test_writing_every_zeroth_update_is_an_error(tmp_path):
     with SummaryWriter(tmp_path) as writer, pytest.raises(ValueError, match="every is at least 1, got 0"):
         next(log_updates([], writer, every=0))
+
+
+def test_the_command_writes_curves_beside_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ss.create("text.zarr", {"x": ss.Field("uint8")}) as writer:
+        writer.write("a", x=np.arange(300, dtype=np.uint8))
+    small = ["--k1", "16", "--k2", "16", "--lanes", "2", "--hidden", "8", "--threads", "1", "--quiet"]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["train", "text.zarr", "--out", "run", "--updates", "3", "--tensorboard", *small])
+    assert done.value.code == 0
+    assert [step for step, _ in curves("run/tensorboard")["loss/train"]] == [1, 2, 3]
