@@ -152,6 +152,12 @@ def _setting(
 @click.argument("store")
 @click.option("--out", metavar="DIR", required=True, help="The folder of the run: checkpoint, metrics, curves.")
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR; options that are left out are as they were.")
+@click.option(
+    "--like",
+    metavar="DIR",
+    help="A search, whose best candidate's settings are taken, or a run; how long it went on is not. Options that are "
+    "given come first.",
+)
 @_setting(
     "--k1", _timesteps, "128", "Timesteps from one update to the next; n: the whole sequence.", metavar="TIMESTEPS|n"
 )
@@ -224,27 +230,33 @@ def _setting(
 @_setting("--device", str, "cpu", "Where the model is, such as cuda.")
 @_setting("--log-every", int, "20", "Updates from one line of metrics to the next.")
 @_setting("--evaluate-every", int, "500", "Updates from one evaluation to the next.")
+@_setting("--evaluate-seconds", float, "none", "Seconds of training from one evaluation to the next, instead.")
 @_setting("--checkpoint-every", int, "500", "Updates from one checkpoint to the next.")
 @click.option("--tensorboard", is_flag=True, help="Write curves for TensorBoard to DIR/tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def train(store: str, out: str, resume: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def train(store: str, out: str, resume: bool, like: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Train a model on STORE by TBPTT(k1, k2): of bytes or tokens, or one that forecasts numbers.
 
     Numbers are normalised by the statistics of STORE, and missing ones do not count.
 
     Ctrl-C ends the run with a checkpoint; the same command with --resume goes on.
     """
-    from streamseq.training import ProgressBar, TrainingSettings, read_checkpoint
+    from streamseq.training import ProgressBar, TrainingSettings, read_checkpoint, settings_like
     from streamseq.training import train as run
     from streamseq.training.progress import Reporter, Silent
+
+    if resume and like is not None:
+        raise click.UsageError("--resume takes the settings that the run has: leave --like out")
 
     tensorboard = options.pop("tensorboard")
     given: dict[str, Any] = {
         name: None if value == "n" else value for name, value in options.items() if value is not None
     }
-    settings = TrainingSettings(**given) if not resume else None
-    if resume and given:
+    settings = None
+    if not resume:
+        settings = TrainingSettings(**given) if like is None else settings_like(like, **given)
+    elif given:
         saved = read_checkpoint(os.path.join(out, "checkpoint.pt"))
         settings = replace(TrainingSettings.from_saved(saved["settings"]), **given)
     with ExitStack() as stack:

@@ -22,10 +22,12 @@ The trainer is `train(store, out, settings)`. The same in a loop of one's own:
 
 from __future__ import annotations
 
-from streamseq.training.build import load_model
+from streamseq.training.build import TrainedModel, load_model, load_run
 from streamseq.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from streamseq.training.evaluate import Evaluation, evaluate
-from streamseq.training.model import ByteLanguageModel, next_byte_loss
+from streamseq.training.forecast_model import ForecastModel
+from streamseq.training.like import settings_like
+from streamseq.training.model import ByteLanguageModel, LanguageModel, next_byte_loss
 from streamseq.training.progress import Progress, ProgressBar, Reporter
 from streamseq.training.redistribute import redistribute, redistribute_checkpoints
 from streamseq.training.result import TrainingResult
@@ -36,20 +38,25 @@ from streamseq.training.trainer import NonFiniteLossError, train
 __all__ = [
     "ByteLanguageModel",
     "Evaluation",
+    "ForecastModel",
+    "LanguageModel",
     "NonFiniteLossError",
     "Progress",
     "ProgressBar",
     "Reporter",
+    "TrainedModel",
     "TrainingResult",
     "TrainingSettings",
     "choose_threads",
     "evaluate",
     "load_checkpoint",
     "load_model",
+    "load_run",
     "next_byte_loss",
     "read_checkpoint",
     "redistribute",
     "redistribute_checkpoints",
     "save_checkpoint",
+    "settings_like",
     "train",
 ]
