@@ -21,7 +21,7 @@ _MANY = 1_000_000
 # Of the picture: it has to be seen.
 _MOST_WINDOWS, _MOST_LANES, _MOST_RUNS = 24, 16, 600
 # From this share on it is worth a remark.
-_MUCH_IDLE = 0.2
+_MUCH_IDLE, _MUCH_PADDING = 0.2, 0.3
 # Places of an epoch that are looked at.
 _PLACES = 160
 
@@ -74,6 +74,11 @@ def stream_section(stream: StreamDataset) -> Section:
                 f'{share(idle)} of the lane-windows are idle: fewer lanes, or layout="even", would fill them.',
                 warning=True,
             )
+        )
+    if 1 - occupancy.filled > _MUCH_PADDING and stream.window is not None:
+        how = 'tail="pack", or shorter windows,' if plan.settings.tail != "pack" else "shorter windows"
+        parts.append(
+            Note(f"{share(1 - occupancy.filled)} of the others is padding: {how} would have less.", warning=True)
         )
     if stream.window is not None:
         parts.append(_picture(stream))

@@ -43,12 +43,14 @@ class RunFiles:
     Args:
         settings: Of the run; empty where there is no checkpoint that can be read.
         totals: What it added up, as the checkpoint says; empty likewise.
+        about: Where its store lies, how often it was resumed, and the most memory that it held, as far as it says.
         rows: Of the metrics, in their order.
         problem: Why the checkpoint cannot be read; empty where it can.
     """
 
     settings: Mapping[str, Any]
     totals: Mapping[str, Any]
+    about: Mapping[str, Any]
     rows: Sequence[MetricsRow]
     problem: str
 
@@ -71,9 +73,10 @@ def read_run(folder: Path) -> RunFiles:
     try:
         saved = read_checkpoint(folder / CHECKPOINT)
     except ResumeError as error:
-        return RunFiles(settings={}, totals={}, rows=rows, problem=str(error))
-    totals = saved["parts"].get("run", {})
-    return RunFiles(settings=saved["settings"], totals=totals, rows=rows, problem="")
+        return RunFiles(settings={}, totals={}, about={}, rows=rows, problem=str(error))
+    parts = saved["parts"]
+    totals, about = parts.get("run", {}), parts.get("about", {})
+    return RunFiles(settings=saved["settings"], totals=totals, about=about, rows=rows, problem="")
 
 
 def run_page(folder: Path, store: Store | str | None) -> Page:
@@ -229,6 +232,7 @@ def _speed(run: RunFiles) -> Section:
                     ("training time", duration(seconds)),
                     ("of that waiting for data", f"{duration(waited)}, {share(waited / seconds)}"),
                     ("threads", str(run.totals.get("threads", "–"))),
+                    *([("resumed", plural(run.about["resumed"], "time"))] if "resumed" in run.about else []),
                 ]
             )
         )
@@ -247,11 +251,10 @@ def _speed(run: RunFiles) -> Section:
 def _memory(run: RunFiles, store: Store | str | None) -> list[Section]:
     """Memory as predicted and measured, and the lanes: what needs the store."""
     parts: list[Part] = []
-    measured = max((value for row in run.rows if (value := _figure(row, "peak_rss_bytes")) is not None), default=None)
-    measured = run.totals.get("peak_rss_bytes") or measured
+    measured = run.about.get("peak_rss_bytes")
     rows: list[tuple[str, str]] = []
     more: list[Section] = []
-    store = store if store is not None else run.totals.get("store")
+    store = store if store is not None else run.about.get("store")
     if store is None:
         parts.append(Note("The store is not named, so that nothing is predicted: streamseq report RUN --store STORE."))
     elif run.settings:

@@ -223,7 +223,9 @@ def _values_chart(name: str, statistics: Statistics) -> Chart | None:
     views, left_out = [], 0.0
     places = _places(statistics.field.shape)
     for channel, place in enumerate(places[:_MOST_VIEWS]):
-        if (found := values_view(statistics, channel, place)) is not None:
+        # One value alone is told by the table.
+        one = statistics.min.reshape(-1)[channel] == statistics.max.reshape(-1)[channel]
+        if not one and (found := values_view(statistics, channel, place)) is not None:
             views.append(found[0])
             left_out = max(left_out, found[1])
     if not views:

@@ -43,6 +43,15 @@ def test_losses_that_are_no_numbers_are_gaps_and_told(tmp_path, read):
     assert "3 losses are not finite: after update 2, 3, 3." in page.said
 
 
+def test_what_the_run_says_of_itself_is_shown(tmp_path, read):
+    about = {"store": str(tmp_path / "gone.zarr"), "peak_rss_bytes": 512_000_000, "resumed": 2}
+    totals = {"updates": 1, "seconds": 1.0, "waited": 0.0}
+    page, _ = read(write_run(tmp_path / "run", [train_row(1, 2.0)], settings=SETTINGS, run=totals, about=about))
+    assert page.facts["resumed"] == "2 times"
+    assert page.facts["measured: most memory of the process"] == "512.0 MB"
+    assert "gone.zarr" in page.said
+
+
 @pytest.mark.parametrize("rows", [[], [train_row(1, 2.0)], [held_row(1, 2.0)], [{"event": "train", "update": 1}]])
 def test_runs_with_next_to_nothing_logged_are_reported(tmp_path, read, rows):
     page, _ = read(write_run(tmp_path / "run", rows, settings=SETTINGS))

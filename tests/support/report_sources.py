@@ -33,12 +33,14 @@ def write_store(folder, **options):
     return uri
 
 
-def write_run(folder, rows, *, settings=None, run=None):
+def write_run(folder, rows, *, settings=None, run=None, about=None):
     """The folder of a run with given metrics, and a checkpoint where there are settings."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if settings is not None:
-        save_checkpoint(folder / "checkpoint.pt", settings=settings, run=run or {}, model=torch.nn.Linear(1, 1))
+        save_checkpoint(
+            folder / "checkpoint.pt", settings=settings, run=run or {}, about=about or {}, model=torch.nn.Linear(1, 1)
+        )
     return folder
 
 
