@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from streamseq.core.sizes import parse_bytes
@@ -177,7 +178,7 @@ def advise(
     first, second, found = _raised(found, first, second, truncations, bias) if counts else (first, second, found)
     lanes = propose_lanes(store, first)
     layout = str(lanes[1].value)
-    with thread_count(settings.threads or 1):
+    with thread_count(settings.threads or 1), torch.random.fork_rng(devices=[]):
         usual = model if model is not None else task.build(settings) if task is not None else probed.model
         need = replace(probed, model=usual).memory(sample, first, second, int(lanes[0].value or 1), layout, budget)
     notes.append(_BLIND)

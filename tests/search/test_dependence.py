@@ -2,24 +2,9 @@
 
 import numpy as np
 import pytest
+from support.copies import copied, store_of
 
-import streamseq as ss
 from streamseq.search.dependence import lags_up_to, measure_dependence
-
-
-def copied(lag, share, *, length=60_000, values=24, seed=0):
-    """Symbols of which some are those of `lag` timesteps before."""
-    random = np.random.default_rng(seed)
-    x = random.integers(0, values, length).astype(np.uint8)
-    again = random.random(length) < share
-    for at in range(lag, length):
-        if again[at]:
-            x[at] = x[at - lag]
-    return x
-
-
-def store_of(*arrays):
-    return ss.from_arrays({f"{number}": {"x": array} for number, array in enumerate(arrays)})
 
 
 @pytest.mark.parametrize("lag", [1, 7, 61, 301, 999])
@@ -89,3 +74,47 @@ def test_lags_go_up_without_a_gap_at_first():
     assert np.diff(lags).min() >= 1
     assert lags[-1] <= 1000
     assert (lags[1:] / lags[:-1])[64:].max() < 1.07
+
+
+@pytest.mark.parametrize(("lag", "share"), [(5, 0.3), (24, 0.95), (301, 0.6)])
+def test_the_memory_of_a_copy_is_its_lag_and_not_a_multiple(lag, share):
+    assert measure_dependence(store_of(copied(lag, share)), "x", longest=4 * lag).memory == lag
+
+
+def test_the_memory_of_a_chain_is_one_timestep_however_far_it_is_seen():
+    random = np.random.default_rng(0)
+    chain, numbers = np.zeros(60_000, np.uint8), np.zeros(60_000)
+    stays, noise = random.random(len(chain)) < 0.95, random.standard_normal(len(chain))
+    for at in range(1, len(chain)):
+        chain[at] = chain[at - 1] if stays[at] else random.integers(0, 6)
+        numbers[at] = 0.95 * numbers[at - 1] + noise[at]
+    for x in (chain, numbers.astype(np.float32)):
+        found = measure_dependence(store_of(x), "x", longest=500)
+        assert found.reach > 20
+        assert found.memory == 1
+
+
+def test_the_memory_of_numbers_is_the_order_of_their_forecast():
+    random = np.random.default_rng(0)
+    x = np.zeros((40_000, 2))
+    noise = random.standard_normal(x.shape)
+    for at in range(17, len(x)):
+        x[at] = 0.5 * x[at - 1] + [0.0, 0.4] * x[at - 17] + noise[at]
+    assert measure_dependence(store_of(x.astype(np.float32)), "x", longest=200).memory == 17
+
+
+def test_where_nothing_is_seen_there_is_no_memory():
+    random = np.random.default_rng(0)
+    assert measure_dependence(store_of(random.integers(0, 9, 30_000).astype(np.uint8)), "x").memory == 0
+    assert measure_dependence(store_of(random.standard_normal(30_000)), "x", longest=300).memory == 0
+    assert measure_dependence(store_of(np.full(500, 3, np.uint8)), "x").memory == 0
+
+
+def test_a_memory_in_a_noisy_observation_is_longer_than_one_timestep():
+    """A chain that is seen through noise: what lies before the last timestep tells more of where it is."""
+    random = np.random.default_rng(0)
+    hidden = np.zeros(80_000)
+    for at, noise in enumerate(random.standard_normal(len(hidden))):
+        hidden[at] = 0.95 * hidden[at - 1] + 0.3 * noise
+    seen = hidden + random.standard_normal(len(hidden))
+    assert 2 < measure_dependence(store_of(seen.astype(np.float32)), "x", longest=400).memory < 30
