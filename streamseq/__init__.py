@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from streamseq._version import __version__
 from streamseq.core import splits, truncation
+from streamseq.core.balance import Balance
 from streamseq.core.errors import (
     ContinuityError,
     CorruptionError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from streamseq.storage.adopted.parquet import adopt_parquet
     from streamseq.storage.adopted.zarr import adopt_zarr
     from streamseq.storage.boundaries.mark import mark
+    from streamseq.storage.joined import join
     from streamseq.storage.memory import from_arrays
     from streamseq.storage.statistics.describe import describe, statistics
     from streamseq.storage.store import append, create, open
@@ -70,6 +72,7 @@ _LAZY = {
     "from_arrays": "streamseq.storage.memory",
     "info": "streamseq.storage.upkeep.summary",
     "ingest": "streamseq.etl.job",
+    "join": "streamseq.storage.joined",
     "log": "streamseq.storage.upkeep.history",
     "mark": "streamseq.storage.boundaries.mark",
     "open": "streamseq.storage.store",
@@ -81,6 +84,7 @@ _LAZY = {
 
 __all__ = [
     "TBPTT",
+    "Balance",
     "Carry",
     "ContinuityError",
     "CorruptionError",
@@ -110,6 +114,7 @@ __all__ = [
     "from_arrays",
     "info",
     "ingest",
+    "join",
     "log",
     "mark",
     "open",

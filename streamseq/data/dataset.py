@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,26 +13,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from streamseq.core.boundaries import Boundaries
+from streamseq.core.balance import Balance
 from streamseq.core.errors import PlanError, ResumeError
 from streamseq.core.layout import Occupancy
 from streamseq.core.plan import Plan, lanes_of_rank
-from streamseq.core.selection import Selection
 from streamseq.core.settings import PlanSettings
 from streamseq.core.shuffle import RUN
 from streamseq.core.sizes import parse_bytes
-from streamseq.core.splits import Domain, Naive, Split
+from streamseq.core.splits import Naive, Split
 from streamseq.core.tokens import Position, StateToken
+from streamseq.core.uses import Uses
 from streamseq.data.blocks import BlockReader
 from streamseq.data.buffers import Buffers
 from streamseq.data.cursor import Cursor
-from streamseq.data.limits import Limits, Needs, limits_within, usual_limits
-from streamseq.data.normalization import Scale, digest, emitted_dtype, find_scales
+from streamseq.data.limits import Limits, limits_within, needs_of, tensors_of, usual_limits
+from streamseq.data.normalization import Scale, digest, find_scales
 from streamseq.data.requests import Emitted, View
+from streamseq.data.streamed import Stores, Wanted, find_emitted, idle_lanes, one_store, share_lanes
 from streamseq.data.window import Window
-from streamseq.storage.boundaries.find import find_boundaries
-from streamseq.storage.chosen import choose
 from streamseq.storage.interface import Store
+from streamseq.storage.joined import JoinedStore
 
 
 class StreamDataset(IterableDataset[Window]):
@@ -42,8 +42,9 @@ class StreamDataset(IterableDataset[Window]):
     windows are the same, in the same order, for any number of DataLoader workers (`batch_size=None`).
 
     Args:
-        store: From `ss.open` or `ss.from_arrays`.
-        lanes: Number of lanes B, over all ranks.
+        store: From `ss.open` or `ss.from_arrays`; or several, in a list or a dict by name, which become one catalogue
+            (`ss.join`): tokens count sequences through it, and their ids are `NAME/ID`, `0/ID`, `1/ID`, ... in a list.
+        lanes: Number of lanes B, over all ranks; or how many each of several stores has, in a list or a dict.
         window: Timesteps K of a window; None with `ss.splits.AsIs()`.
         sequences: A subset: ids (or indices), or `(id, start, stop)` spans; None for all. Nothing outside a span is
             shown, not as a lookahead either.
@@ -62,24 +63,32 @@ class StreamDataset(IterableDataset[Window]):
         layout: "sequences": whole sequences fill the lanes; "even": the data is cut into B equal runs.
         longest: A longer sequence is cut into equal pieces of at most so many timesteps, each with a reset, which go to
             lanes like sequences, so that fewer lanes are idle at the end; None: no sequence is cut.
+        weights: Each of several stores has lanes of its own, shared out by weight: by largest remainder, each at least
+            one. A list, or a dict by name. None: sequences of all stores fill all lanes.
+        until: What happens where a store that has lanes of its own ends before another one. "all": its lanes are idle.
+            "first": the epoch ends there for all, whatever the windows; `left_out` counts the rest. "repeat": it is
+            gone through again, in another order if shuffled, until the last one ends; `repeated` counts that.
+        balance: The name of an attribute, or `ss.Balance(...)`: sequences are drawn in random order so that classes
+            come equally often, or in given ratios; of each store, where they have lanes of their own. `uses` counts.
         rank, world_size: This process and how many there are; ranks own contiguous runs of lanes.
         normalize: Values become (x - offset) / scale in float32 (of float64 in float64), channel by channel, and so do
             lookaheads of them; NaN stays NaN, padding 0. True: the floating fields, by mean and standard deviation, as
             `store.statistics` has them. A list: these fields so, integers too. A mapping from names to "standard" (the
             same), "range" (by least and greatest value, to 0 and 1), `(offset, scale)` or `Statistics` (which leaves
             integers alone). A scale of 0 counts as 1. The statistics of a store are of all of it: where some of it is
-            for validation, pass those of the rest, `ss.statistics(store, sequences=train)`.
+            for validation, pass those of the rest, `ss.statistics(store, sequences=train)`. Several stores have one
+            offset and scale, of all their timesteps, whatever the weights.
         memory: The most that an iteration's windows and decoded chunks may take, in bytes or as text such as "500MB";
             windows that you keep yourself and the plan (8 to 12 bytes a sequence) come on top. None: blocks of about
             8 MB and two chunks for each lane, which is fastest.
 
     Raises:
         StoreError: Statistics are needed to normalise, and the store has none.
-        PlanError: Nothing to emit, fewer lanes than ranks, or not enough `memory`; when iterating with a loader that
-            reads more blocks ahead than fit.
+        PlanError: Nothing to emit, fewer lanes than ranks or than stores with lanes of their own, or not enough
+            `memory`; when iterating with a loader that reads more blocks ahead than fit.
         KeyError: A field, or the id of a sequence, is not in the store.
-        TypeError, ValueError: An argument is of a wrong type or out of range, or a boundary rule does not go with its
-            field.
+        TypeError, ValueError: An argument is of a wrong type or out of range, a boundary rule does not go with its
+            field, several stores have different fields, or a sequence has no class.
 
     Example:
         >>> import numpy as np, streamseq as ss
@@ -97,12 +106,18 @@ class StreamDataset(IterableDataset[Window]):
         >>> ending = ss.StreamDataset(store, lanes=1, window=4, split=ss.splits.Domain({"a": [2]}))
         >>> [(window["x"].tolist(), window.lengths.item(), window.token.reset.item()) for window in ending]
         [([[0, 1, 0, 0]], 2, True), ([[2, 3, 4, 0]], 3, False), ([[0, 1, 2, 0]], 3, True)]
+        >>> other = ss.from_arrays({"a": {"x": np.arange(10, 14)}})
+        >>> mixed = ss.StreamDataset({"one": store, "two": other}, lanes=2, window=4, weights=[0.5, 0.5])
+        >>> [window["x"].tolist() for window in mixed]
+        [[[0, 1, 2, 3], [10, 11, 12, 13]], [[4, 0, 0, 0], [0, 0, 0, 0]], [[0, 1, 2, 0], [0, 0, 0, 0]]]
+        >>> mixed.store_lanes, mixed.store.ids[mixed[0].token.sequence[1]].as_py()
+        ({'one': range(0, 1), 'two': range(1, 2)}, 'two/a')
     """
 
     def __init__(
         self,
-        store: Store,
-        lanes: int,
+        store: Stores,
+        lanes: int | Sequence[int] | Mapping[str, int],
         window: int | None = None,
         *,
         sequences: Iterable[Any] | None = None,
@@ -116,16 +131,17 @@ class StreamDataset(IterableDataset[Window]):
         tail: str = "pad",
         layout: str = "sequences",
         longest: int | None = None,
+        weights: Sequence[float] | Mapping[str, float] | None = None,
+        until: str = "all",
+        balance: str | Balance | None = None,
         rank: int = 0,
         world_size: int = 1,
         normalize: object = None,
         memory: int | str | None = None,
     ) -> None:
-        if not isinstance(store, Store):
-            raise TypeError(
-                f"a stream reads a store, got a {type(store).__name__}: pass ss.open(uri) or ss.from_arrays()"
-            )
-        emitted = _emitted(store, fields, lookahead or {})
+        store = one_store(store)
+        emitted = find_emitted(store, fields, lookahead or {})
+        lanes, shares = share_lanes(store, lanes, weights)
         self.store = store
         self._settings = PlanSettings(
             lanes=lanes,
@@ -148,9 +164,13 @@ class StreamDataset(IterableDataset[Window]):
             scales=find_scales(store, read, normalize),
         )
         # Chosen anew from each version: what can be gone through but once is kept as a list.
-        self._sequences = sequences if sequences is None or hasattr(sequences, "to_pylist") else _listed(sequences)
-        self._selection = choose(store, self._sequences)
-        self._boundaries = _boundaries(store, self._settings.split, self._selection)
+        self._wanted = Wanted(
+            sequences=sequences if sequences is None or hasattr(sequences, "to_pylist") else _listed(sequences),
+            shares=shares,
+            until=until,
+            balance=Balance(balance) if isinstance(balance, str) else balance,
+        )
+        self._streamed = self._wanted.found_in(store, self._settings)
         self._memory = None if memory is None else parse_bytes(memory)
         self._cursor = Cursor()
         self._cursor.set_epoch(_epoch(epoch))
@@ -163,24 +183,12 @@ class StreamDataset(IterableDataset[Window]):
         self._reader_owner: object = None
         # Says at once what cannot work, and what is not likely to be meant.
         self._limits(blocks=2)
-        held, what = int(np.count_nonzero(self._selection.lengths)), ""
-        if self._boundaries is not None and self._boundaries.breaks.any():
-            held, what = self._plan.num_groups, " parts between breaks"
-        if held < self.lanes and layout == "sequences" and window is not None:
-            warnings.warn(
-                f"fewer sequences than lanes: {held}{what} for {lanes}, so {lanes - held} lanes stay idle; "
-                f'layout="even" cuts the data into {lanes} runs of equal length instead',
-                stacklevel=2,
-            )
+        if layout == "sequences" and window is not None:
+            for idle in idle_lanes(self._streamed, self._plan):
+                warnings.warn(idle, stacklevel=2)
 
     def _make_plan(self) -> Plan:
-        return Plan(
-            self._selection,
-            self._settings,
-            contents=self._contents(),
-            epoch=self._cursor.epoch,
-            boundaries=self._boundaries,
-        )
+        return self._streamed.plan(self._settings, contents=self._contents(), epoch=self._cursor.epoch)
 
     def _contents(self) -> str:
         """What says which values windows hold."""
@@ -266,8 +274,29 @@ class StreamDataset(IterableDataset[Window]):
 
     @property
     def left_out(self) -> int:
-        """Timesteps of the epoch that are not emitted (tail="drop")."""
+        """Chosen timesteps that the epoch does not emit: by tail="drop", until="first" or balance."""
         return self.plan.left_out
+
+    @property
+    def repeated(self) -> int:
+        """Emitted timesteps that the epoch has emitted before: by until="repeat" or balance."""
+        return self.plan.repeated
+
+    @property
+    def uses(self) -> Uses:
+        """How often the epoch emits each chosen sequence: `uses.sequence`, `uses.times`, `uses.timesteps`."""
+        return self.plan.uses
+
+    @property
+    def store_lanes(self) -> Mapping[str, range]:
+        """The lanes of each store, over all ranks, where stores have lanes of their own; empty otherwise."""
+        mix = self._streamed.mix
+        if mix is None or not isinstance(self.store, JoinedStore):
+            return {}
+        ends = np.cumsum(mix.lanes).tolist()
+        return {
+            name: range(end - count, end) for name, end, count in zip(self.store.stores, ends, mix.lanes, strict=True)
+        }
 
     @property
     def occupancy(self) -> Occupancy:
@@ -309,7 +338,7 @@ class StreamDataset(IterableDataset[Window]):
         """
         # One more is filled, and one is looked at.
         blocks = ahead + 2
-        tensors = len(self._view.emitted) + sum(self._is_converted(each.field) for each in self._view.emitted.values())
+        tensors = sum(tensors_of(self.store, self._view, each.field) for each in self._view.emitted.values())
         if self._buffers.limit != blocks * tensors:
             self._buffers, self._mask_buffers = Buffers(blocks * tensors, all_at_once=True), Buffers(blocks)
         buffers = self._buffers, self._mask_buffers
@@ -317,31 +346,17 @@ class StreamDataset(IterableDataset[Window]):
         return BlockReader(self.store, plan, self._view, self._limits(blocks), *buffers, ahead > 0)
 
     def _limits(self, blocks: int) -> Limits:
-        view, plan = self._view, self.plan
-        # With a byte for each timestep of the mask.
-        step_bytes = 1 + sum(self._step_bytes(emitted.field) for emitted in view.emitted.values())
-        needs = Needs(
-            lanes=view.lanes,
-            window_bytes=view.lanes * (plan.longest if self.window is None else self.window) * step_bytes,
+        plan = self.plan
+        length = plan.longest if self.window is None else self.window
+        needs = needs_of(
+            self.store,
+            self._view,
+            length,
             single=self.window is None,
-            chunk_bytes=sum(self.store.decoded_chunk_bytes[name] for name in self.fields),
-            shuffle=self._settings.shuffle,
+            shuffle=self._settings.shuffle or self._wanted.balance is not None,
             blocks=blocks,
         )
         return usual_limits(needs) if self._memory is None else limits_within(needs, self._memory)
-
-    def _is_converted(self, name: str) -> bool:
-        """Whether a field is emitted in another dtype than it is read in."""
-        field = self.store.fields[name]
-        return emitted_dtype(field, self._view.scales.get(name)) != field.dtype
-
-    def _step_bytes(self, name: str) -> int:
-        """Bytes that a timestep of a field takes in a block, with those that it is converted from."""
-        field = self.store.fields[name]
-        converted = (
-            field.step_bytes // field.dtype.itemsize * emitted_dtype(field, self._view.scales.get(name)).itemsize
-        )
-        return field.step_bytes + (converted if self._is_converted(name) else 0)
 
     def __iter__(self) -> Iterator[Window]:
         worker = get_worker_info()
@@ -434,8 +449,8 @@ class StreamDataset(IterableDataset[Window]):
             version: The version to move to; None: the newest one now.
 
         Returns:
-            Whether the stream is on another version than before: `stream.store.version`. A store in memory, or one
-            that was adopted, has no other.
+            Whether the stream is on another version than before: `stream.store.version`. A store in memory, one that
+            was adopted, and several stores in one stream have no other.
 
         Raises:
             ResumeError: The stream is within an epoch, or a position was loaded from which it has not gone on yet. A
@@ -463,7 +478,7 @@ class StreamDataset(IterableDataset[Window]):
                 f"{pending or self.position} of {plan.num_windows} of epoch {self.epoch}: finish the epoch, or call "
                 "set_epoch() first"
             )
-        before = self.store, self._selection, self._boundaries, self._settings, self._plan
+        before = self.store, self._streamed, self._settings, self._plan
         store = self.store.at_version(version)
         if version is not None and version < self.store.version:
             raise ValueError(f"a stream moves to newer versions, got {version} on version {self.store.version}")
@@ -474,7 +489,7 @@ class StreamDataset(IterableDataset[Window]):
             self._move_to(store)
             self._limits(blocks=2)
         except BaseException:
-            self.store, self._selection, self._boundaries, self._settings, self._plan = before
+            self.store, self._streamed, self._settings, self._plan = before
             self._cursor.version = self.store.version
             raise
         self.position = 0
@@ -482,9 +497,8 @@ class StreamDataset(IterableDataset[Window]):
 
     def _move_to(self, store: Store) -> None:
         """Plan the epoch over another version of the store."""
-        selection = choose(store, self._sequences)
-        boundaries = _boundaries(store, self._settings.split, selection)
-        self.store, self._selection, self._boundaries = store, selection, boundaries
+        streamed = self._wanted.found_in(store, self._settings)
+        self.store, self._streamed = store, streamed
         self._settings = replace(self._settings, run=_run(store, self._view.emitted), switches=())
         self._plan = self._make_plan()
 
@@ -507,9 +521,9 @@ class StreamDataset(IterableDataset[Window]):
         if saved.fingerprint != here.fingerprint:
             raise ResumeError(
                 f"the position was saved under plan {saved.fingerprint[:12]}, this stream has plan "
-                f"{here.fingerprint[:12]}: the store's contents, the sequences chosen, lanes, layout, split, "
-                "boundaries, tail, longest, shuffle, seed and the numbers of normalize (stream.normalization) must be "
-                "the same"
+                f"{here.fingerprint[:12]}: the stores' contents, the sequences chosen, lanes (of each store), until, "
+                "balance, layout, split, boundaries, tail, longest, shuffle, seed and the numbers of normalize "
+                "(stream.normalization) must be the same"
             )
         if saved.window != here.window:
             raise ResumeError(
@@ -550,37 +564,9 @@ def _epoch(epoch: object) -> int:
     return epoch
 
 
-def _emitted(
-    store: Store, fields: Iterable[str] | None, lookahead: Mapping[str, tuple[str, int]]
-) -> dict[str, Emitted]:
-    if isinstance(fields, str):
-        raise TypeError(f"fields is a list of names, got the string {fields!r}: pass [{fields!r}]")
-    emitted = {name: Emitted(field=name) for name in (store.fields if fields is None else fields)}
-    for name, source in lookahead.items():
-        try:
-            field, offset = source
-        except (TypeError, ValueError):
-            raise TypeError(f"a lookahead is name: (field, offset), got {name!r}: {source!r}") from None
-        if isinstance(offset, bool) or not isinstance(offset, int):
-            raise TypeError(f"a lookahead's offset is an integer, got {offset!r} for {name!r}")
-        if name in emitted:
-            raise ValueError(f"a lookahead has a name of its own, got {name!r}, which is a field: choose another")
-        emitted[name] = Emitted(field=field, offset=offset)
-    for each in emitted.values():
-        if each.field not in store.fields:
-            raise KeyError(f"the store has fields {', '.join(store.fields)}, not {each.field!r}")
-    if not emitted:
-        raise ValueError("a stream emits at least one field, got fields=[]: pass fields=None for all")
-    return emitted
-
-
 def _run(store: Store, emitted: Mapping[str, Emitted]) -> int:
     """Timesteps that shuffling keeps together."""
     return RUN * max(store.chunk_timesteps[each.field] for each in emitted.values())
-
-
-def _boundaries(store: Store, split: Split, selection: Selection) -> Boundaries | None:
-    return find_boundaries(store, split, selection) if isinstance(split, Domain) else None
 
 
 def _listed(sequences: Iterable[Any]) -> Iterable[Any]:

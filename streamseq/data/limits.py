@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from streamseq.core.errors import PlanError
 from streamseq.core.shuffle import GROUP, RUN
 from streamseq.core.sizes import format_bytes
-from streamseq.data.requests import TOGETHER
+from streamseq.data.normalization import emitted_dtype
+from streamseq.data.requests import TOGETHER, View
+from streamseq.storage.interface import Store
 
 BLOCK_BYTES = 8 << 20
 MAX_WINDOWS = 256
@@ -67,6 +69,43 @@ class Needs:
         """The most that a reader with these limits holds."""
         chunks = limits.chunks + limits.threads * limits.batch + limits.ahead + _DECODING
         return chunks * self.chunk_bytes + self.blocks * limits.windows * self.window_bytes
+
+
+def needs_of(store: Store, view: View, length: int, *, single: bool, shuffle: bool, blocks: int) -> Needs:
+    """What a stream needs that shows `view` of a store.
+
+    Args:
+        store: The store.
+        view: What is shown.
+        length: Timesteps of a window; with the as-is split of the longest one.
+        single, shuffle, blocks: As in `Needs`.
+    """
+    # With a byte for each timestep of the mask.
+    step_bytes = 1 + sum(_step_bytes(store, view, each.field) for each in view.emitted.values())
+    read = {each.field for each in view.emitted.values()}
+    return Needs(
+        lanes=view.lanes,
+        window_bytes=view.lanes * length * step_bytes,
+        single=single,
+        chunk_bytes=sum(store.decoded_chunk_bytes[name] for name in read),
+        shuffle=shuffle,
+        blocks=blocks,
+    )
+
+
+def tensors_of(store: Store, view: View, name: str) -> int:
+    """How many tensors of a block a field takes: two where it is emitted in another dtype than it is read in."""
+    field = store.fields[name]
+    return 1 + (emitted_dtype(field, view.scales.get(name)) != field.dtype)
+
+
+def _step_bytes(store: Store, view: View, name: str) -> int:
+    """Bytes that a timestep of a field takes in a block, with those that it is converted from."""
+    field = store.fields[name]
+    if tensors_of(store, view, name) == 1:
+        return field.step_bytes
+    dtype = emitted_dtype(field, view.scales.get(name))
+    return field.step_bytes + field.step_bytes // field.dtype.itemsize * dtype.itemsize
 
 
 def usual_limits(needs: Needs) -> Limits:

@@ -78,6 +78,10 @@ class JoinedStore(Store):
         self._lengths = np.concatenate([store.lengths for store in stores.values()])
         self._lengths.flags.writeable = False
 
+    def __reduce__(self) -> tuple[type[JoinedStore], tuple[dict[str, Store]]]:
+        # What is known of them is found again in another process.
+        return JoinedStore, (dict(self.stores),)
+
     def _unlike(self, name: str) -> tuple[str, str] | None:
         """The names of two stores that have different fields of one name, or one of which has none."""
         first, *others = self.stores
@@ -231,6 +235,20 @@ class JoinedStore(Store):
             return None
         index = self.stores[name].find(rest)
         return None if index is None else index + int(self.first[list(self.stores).index(name)])
+
+    def indices(self, ids: Sequence[str]) -> Int64:
+        """See `Store.indices`."""
+        named: dict[str, list[int]] = {}
+        for place, id in enumerate(ids):
+            name = id.partition("/")[0] if isinstance(id, str) else ""
+            if name not in self.stores:
+                self.index(id)  # says what is wrong
+            named.setdefault(name, []).append(place)
+        found = np.empty(len(ids), np.int64)
+        for name, places in named.items():
+            of_store = self.stores[name].indices([ids[place].partition("/")[2] for place in places])
+            found[places] = of_store + self.first[list(self.stores).index(name)]
+        return found
 
     @cached_property
     def statistics(self) -> Mapping[str, Statistics] | None:
