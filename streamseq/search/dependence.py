@@ -42,6 +42,8 @@ _STRONG, _HANDED_ON = 0.05, 0.5
 _LINKS = 6
 # Of what a linear forecast gains in all; and the largest order of one.
 _GAINED, _ORDER = 0.95, 512
+# The largest partial correlation, for what can be forecast exactly has no logarithm.
+_MOST_PARTIAL = 0.9999
 # Random codes of the values, the lags they add, and the neighbours that a lag has to stand out of.
 _CODES, _FOUND, _AROUND = 8, 64, 8
 
@@ -255,10 +257,15 @@ def _order(correlation: Float64, number: Float64) -> int:
             partial = (rho[order + 1] - weights[:order] @ rho[order:0:-1]) / error
             # What chance makes of a partial correlation that is not there.
             if abs(partial) > _SIGMAS / np.sqrt(max(1.0, number[order])):
-                partial = float(np.clip(partial, -0.9999, 0.9999))
+                # No more is to be explained; or, where values are missing, these are no correlations of one process.
+                ended = abs(partial) > _MOST_PARTIAL
+                partial = float(np.clip(partial, -_MOST_PARTIAL, _MOST_PARTIAL))
                 weights[:order] -= partial * weights[:order][::-1].copy()
                 weights[order] = partial
                 error *= 1 - partial**2
+                if ended:
+                    gained[order:] -= np.log(error)
+                    break
             gained[order] -= np.log(error)
     return 0 if not gained[-1] else 1 + int(np.searchsorted(gained, _GAINED * gained[-1]))
 

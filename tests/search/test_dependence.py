@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.copies import copied, store_of
 
+import streamseq as ss
 from streamseq.search.dependence import lags_up_to, measure_dependence
 
 
@@ -118,3 +119,16 @@ def test_a_memory_in_a_noisy_observation_is_longer_than_one_timestep():
         hidden[at] = 0.95 * hidden[at - 1] + 0.3 * noise
     seen = hidden + random.standard_normal(len(hidden))
     assert 2 < measure_dependence(store_of(seen.astype(np.float32)), "x", longest=400).memory < 30
+
+
+def test_missing_values_leave_a_memory_that_is_a_number():
+    """Correlations of the pairs that are there are those of no one process, and a recursion over them may explode."""
+    random = np.random.default_rng(0)
+    hours = np.arange(300)
+    pieces = {}
+    for name in "abcde":
+        wave = np.sin(2 * np.pi * (hours / 24 + random.random())) + 0.05 * random.standard_normal(300)
+        wave[random.random(300) < 0.05] = np.nan
+        pieces[name] = {"x": wave}
+    found = measure_dependence(ss.from_arrays(pieces), "x", longest=260)
+    assert 0 < found.memory < 60
