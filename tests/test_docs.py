@@ -56,3 +56,31 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             made = (page.parent / target).resolve() == DOCS / "reference" / "commands.md"
             assert made or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_reference_has_every_public_name():
+    pages = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    shown = [named(path) for path in re.findall(r"^::: (\S+)$", pages, re.MULTILINE)]
+    modules = {"__version__", "report", "search", "splits", "truncation"}  # what these hold is shown
+    public = {name: getattr(streamseq, name) for name in set(streamseq.__all__) - modules}
+    public |= {name: getattr(streamseq.training, name) for name in streamseq.training.__all__}
+    public |= {name: getattr(streamseq.etl, name) for name in ("Source", "Partition", "Piece", "Report", "to_dask")}
+    public |= {
+        name: getattr(streamseq.splits, name) for name in ("AsIs", "Naive", "Domain", "Marker", "Gap", "Calendar")
+    }
+    errors = named("streamseq.core.errors")
+    left_out = {name for name, value in public.items() if value not in shown and not hasattr(errors, name)}
+    assert not left_out
+
+
+def named(path):
+    """The object of a dotted path, whether of a module or of what it holds."""
+    holder, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(holder), name)
+
+
+def test_docstrings_are_rewritten_as_their_examples_show(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "hooks")
+    failed, tried = doctest.testmod(importlib.import_module("docstrings"))
+    assert tried
+    assert not failed

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -50,6 +51,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return link[0] if name is None else f"]({'../' * source.count('/')}{name}{anchor})"
 
     return re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", moved, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that would fetch something from elsewhere when it is read."""
+    fetched = re.findall(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(https?:[^"' >]+)""", output)
+    if fetched:
+        raise PluginError(f"pages fetch nothing from elsewhere, and {page.file.src_uri} fetches {fetched[0]}")
+    return output
 
 
 def page_of(path: str) -> str | None:
