@@ -213,7 +213,8 @@ def _dependence(found: SearchFiles) -> Section:
                 numeric=["share of the variance"],
                 rows=[Row([Cell(shown(name, 60)), Cell(share(value), value)]) for name, value in rows],
                 note="The variance of the mean losses at each value, as a share of that of all losses. What settings "
-                "do only together is in none of them.",
+                "do only together is in none of them. What is computed from another setting counts as it was chosen, "
+                "such as 2*k1.",
             )
         )
     return Section(title="What the loss depends on", parts=parts)
@@ -233,7 +234,7 @@ def importance(found: SearchFiles) -> list[tuple[str, float]]:
         return []
     shares = []
     for name in found.settings:
-        values = [trial.values.get(name) for trial in done]
+        values = [trial.chosen.get(name) for trial in done]
         keys: list[object] = list(values)
         if len(set(values)) > len(done) // 2:
             if not all(isinstance(value, int | float) for value in values):

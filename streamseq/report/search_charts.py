@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _MOST_CURVES = 60
 # Places of a heat map a side; more are drawn as dots.
 _MOST_PLACES = 12
+# Up to here a heat map's colours are strong, and what stands on them is of the other kind.
+_STRONG = 0.4
 _SCALE = [[place / 4, f"var(--scale-{place})"] for place in range(5)]
 _TIMES = (
     ("timesteps", "timesteps", "timesteps trained on"),
@@ -119,9 +121,6 @@ def heat_map(found: SearchFiles) -> Chart | None:
         "x": [_tick(value) for value in columns],
         "y": [_tick(value) for value in rows],
         "z": [[None if trial is None else trial.loss for trial in row] for row in places],
-        "text": [[_place_text(trial) for trial in row] for row in places],
-        "texttemplate": "%{text}",
-        "textfont": {"size": 13},
         "colorscale": _SCALE,
         "xgap": 2,
         "ygap": 2,
@@ -144,10 +143,32 @@ def heat_map(found: SearchFiles) -> Chart | None:
     return Chart(
         title=f"Loss over {x} and {y}",
         summary=said,
-        views=[View(label="", traces=[trace], layout=layout)],
+        views=[View(label="", traces=[trace, _figures(trace, places)], layout=layout)],
         caption=" ".join(more),
         height=max(240, 110 + 42 * len(rows)),
     )
+
+
+def _figures(trace: Plot, places: Sequence[Sequence[Trial | None]]) -> Plot:
+    """The losses in a heat map, readable on whatever colour is behind them."""
+    there = [
+        (x, y, trial)
+        for y, row in zip(trace["y"], places, strict=True)
+        for x, trial in zip(trace["x"], row, strict=True)
+        if trial is not None and trial.loss is not None
+    ]
+    losses = [trial.loss or 0.0 for _, _, trial in there]
+    edge = min(losses) + _STRONG * (max(losses) - min(losses))
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": [x for x, _, _ in there],
+        "y": [y for _, y, _ in there],
+        "text": [_place_text(trial) for _, _, trial in there],
+        "textfont": {"size": 13, "color": [f"var(--on-{'strong' if loss <= edge else 'weak'})" for loss in losses]},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def _bar() -> Plot:
@@ -161,9 +182,7 @@ def _bar() -> Plot:
     }
 
 
-def _place_text(trial: Trial | None) -> str:
-    if trial is None:
-        return ""
+def _place_text(trial: Trial) -> str:
     return number(trial.loss) if trial.state == "complete" else f"({number(trial.loss)})"
 
 

@@ -174,18 +174,31 @@ def test_text_stands_out_from_what_is_behind_it(show, scheme):
     browser = show("store", scheme=scheme)
     contrasts = browser.execute_script("""
         const style = getComputedStyle(document.documentElement);
-        const light = (name) => {
+        const parts = (name) => {
             const hex = style.getPropertyValue(name).trim();
-            const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255)
+            return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+        };
+        const light = (colour) => {
+            const [r, g, b] = colour.map((each) => each / 255)
                 .map((each) => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
             return 0.2126 * r + 0.7152 * g + 0.0722 * b;
         };
+        const contrast = (one, other) => {
+            const [high, low] = [light(one), light(other)].sort((a, b) => b - a);
+            return (high + 0.05) / (low + 0.05);
+        };
         const found = {};
         for (const text of ["--text", "--soft", "--link"])
-            for (const behind of ["--page", "--panel", "--best", "--warn"]) {
-                const [high, low] = [light(text), light(behind)].sort((a, b) => b - a);
-                found[text + " on " + behind] = (high + 0.05) / (low + 0.05);
-            }
+            for (const behind of ["--page", "--panel", "--best", "--warn"])
+                found[text + " on " + behind] = contrast(parts(text), parts(behind));
+        // The figures in a heat map, whose colours lie between those of the scale.
+        for (let step = 0; step <= 50; step++) {
+            const at = step / 50;
+            const place = Math.min(Math.floor(4 * at), 3), rest = 4 * at - place;
+            const [from, to] = [place, place + 1].map((each) => parts("--scale-" + each));
+            const behind = from.map((each, index) => each + rest * (to[index] - each));
+            found["at " + at] = contrast(parts(at <= 0.4 ? "--on-strong" : "--on-weak"), behind);
+        }
         return found;
     """)
     assert not {pair: contrast for pair, contrast in contrasts.items() if contrast < 4.5}

@@ -55,7 +55,8 @@ def test_trials_are_ranked_and_the_best_is_named(finished, read):
 def test_the_heat_map_is_the_loss_over_k1_and_k2(finished, read):
     page, _ = read(finished)
     (view,) = charts(page)["Loss over k1 and k2"]
-    (trace,) = view["traces"]
+    trace, figures = view["traces"]
+    assert sorted(figures["text"]) == ["1", "2", "2", "3", "3", "4"]
     assert (trace["x"], trace["y"]) == (["8", "16", "32"], ["16", "32", "64", "128"])
     assert trace["z"] == [[4, None, None], [3, 2, None], [None, 1, 2], [None, None, 3]]
 
