@@ -166,9 +166,8 @@ def advise(
                 "what truncations lose is of a probe that has learnt nothing of the past: more seconds may help it"
             )
     say("measuring what truncations lose of the gradient")
-    influence = probed.influence(
-        sample, k1, fit_k(find_depth(dependences, None, None, bias=bias).timesteps, longest)[1]
-    )
+    data = find_depth(dependences, None, None, bias=bias).timesteps
+    influence = probed.influence(sample, 4 * fit_k(data, longest, k1)[1], bias)
     if influence is None:
         notes.append("the sequences are too short to measure what truncations lose")
     found = find_depth(dependences, influence, probed.training, bias=bias)

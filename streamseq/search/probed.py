@@ -41,21 +41,42 @@ class Probed:
     lane_axis: Any
     training: ProbeTraining | None
 
-    def _stream(self, sample: Sample, k1: int | None, k2: int, window: int | None) -> StreamDataset | None:
-        usual = min(LONGEST_SPAN, max(USUAL_SPAN, 4 * max(k1 or 0, k2)))
-        spans, length = choose_spans([list(sample.held_out), list(sample.train)], None, usual, SPANS)
+    def _stream(self, sample: Sample, usual: int, window: int | None = None) -> StreamDataset | None:
+        """Pieces of the sample of at most so many timesteps side by side; None where it has none."""
+        parts = [list(sample.held_out), list(sample.train)]
+        spans, length = choose_spans(parts, None, min(usual, LONGEST_SPAN), SPANS)
         if length < _SHORTEST:
             return None
         return StreamDataset(sample.store, len(spans), window or length, sequences=spans, **self.options)
 
-    def influence(self, sample: Sample, k1: int | None, k2: int) -> Influence | None:
-        """Of the states, on a few pieces of the sample; None where they are too short."""
-        stream = self._stream(sample, k1, k2, None)
+    def influence(self, sample: Sample, least: int, bias: float) -> Influence | None:
+        """Of the states, on a few pieces of the sample; None where they are too short.
+
+        Args:
+            sample: Of which pieces are looked at, longer ones where the bound is not clear on shorter ones.
+            least: Timesteps to begin with, at least.
+            bias: That the bound is to be below.
+        """
+        usual = max(USUAL_SPAN, least)
+        found = self._influence(sample, usual)
+        while found is not None and usual < LONGEST_SPAN:
+            depth = found.smallest(bias)
+            if depth is not None and 2 * depth <= found.lags[-1]:
+                break
+            usual *= 2
+            longer = self._influence(sample, usual)
+            if longer is None or longer.num_timesteps <= found.num_timesteps:
+                break
+            found = longer
+        return found
+
+    def _influence(self, sample: Sample, usual: int) -> Influence | None:
+        stream = self._stream(sample, usual)
         if stream is None:
             return None
         length = int(stream[0].num_steps)
         stride = -(-length // MOST_POINTS)
-        stream = self._stream(sample, k1, k2, length // stride * stride)
+        stream = self._stream(sample, length // stride * stride)
         assert stream is not None
         options: dict[str, Any] = {"inputs": self.inputs, "lane_axis": self.lane_axis}
         with thread_count(1):
@@ -64,7 +85,7 @@ class Probed:
 
     def compare(self, sample: Sample, k1: int, k2: int, influence: Influence) -> list[Comparison]:
         """What k2, half and twice as much would lose, as far as the pieces are long enough to tell."""
-        stream = self._stream(sample, k1, k2, k1)
+        stream = self._stream(sample, max(influence.num_timesteps, 4 * k2), k1)
         if stream is None or k1 > influence.num_timesteps // 2:
             return []
         most = influence.num_timesteps // 2 + k1

@@ -1,5 +1,6 @@
 """A search tries every candidate once, with one budget, goes on where it was killed, and finds the best."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
 import torch
+from support.copies import copied
 
 import streamseq as ss
 from streamseq.search.space import Range
@@ -147,6 +150,99 @@ def test_another_search_is_refused_in_the_folder(tmp_path, store):
         ss.search(store, tmp_path, {"k1": [8]}, settings=SMALL, updates=3)
 
 
+def test_truncations_that_reach_the_dependence_are_ranked_first(tmp_path):
+    """Bits that are mostly those of 5 timesteps before: k2 = 4 cannot learn it, 8 and 16 can."""
+    lag = 5
+    with ss.create(tmp_path / "s.arrow", {"x": ss.Field("uint8")}) as writer:
+        for number in range(16):
+            writer.write(f"{number}", x=copied(lag, 0.95, length=4000, values=2, seed=number))
+    settings = replace(
+        SMALL, cell="gru", lanes=32, hidden=24, embedding=8, warmup=10, learning_rate=2e-2, layout="even", held_out=0.1
+    )
+    settings = replace(settings, held_out_timesteps=4000)
+    options = {"settings": settings, "updates": 400, "evaluations": 1}
+    result = ss.search(tmp_path / "s.arrow", tmp_path / "out", {"k1": [4], "k2": [4, 8, 16]}, **options)
+    losses = {trial.values["k2"]: trial.loss for trial in result.ranking}
+    assert all(losses[k2] < losses[4] - 0.08 for k2 in (8, 16))
+    assert list(losses)[-1] == 4
+    # Who cannot look back so far learns nothing at all: a bit is ln 2.
+    assert losses[4] > 0.95 * np.log(2)
+
+
+@pytest.fixture
+def advised(tmp_path, store):
+    """The folder of an advice that was quickly made."""
+    ss.advise(store, settings=SMALL, updates=1, out=tmp_path / "advice")
+    return tmp_path / "advice"
+
+
+def test_a_search_without_a_space_tries_what_lies_around_an_advice(tmp_path, store, advised):
+    advice = json.loads((advised / "advice.json").read_text())
+    result = ss.search(store, tmp_path / "out", advice=advised, settings=SMALL, updates=1)
+    tried = {(trial.values["k1"], trial.values["k2"]) for trial in result.trials}
+    k1, k2 = (next(each["value"] for each in advice["proposals"] if each["name"] == name) for name in ("k1", "k2"))
+    assert {(k1, k1), (k1, k2), (k1, 2 * k2), (2 * k1, 2 * k1), (2 * k1, 2 * k2)} <= tried
+    assert (tmp_path / "out/advice.json").read_text() == (advised / "advice.json").read_text()
+    # What is proposed beside k1 and k2 is taken where the settings say nothing: these say 2 lanes.
+    _, settings = load_model(result.checkpoint)
+    assert settings.lanes == 2
+    assert settings.layout == next(each["value"] for each in advice["proposals"] if each["name"] == "layout")
+
+
+def test_the_advice_is_made_once_and_a_space_stands_beside_it(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("streamseq.search.start.UPDATES", 1)
+    said = []
+    options = {"advice": True, "updates": 1, "say": said.append}
+    space = {"k2": ["k1"], "lanes": [2], "layout": ["sequences"]}
+    first = ss.search(store, tmp_path / "out", space, settings=SMALL, **options)
+    assert [trial.values["k2"] / trial.values["k1"] for trial in first.trials] == [1, 1]
+    assert said
+    monkeypatch.setattr("streamseq.search.start.advise", None)
+    again = ss.search(store, tmp_path / "out", space, settings=SMALL, **options)
+    assert again.as_dict() == first.as_dict()
+
+
+def test_an_advice_for_another_store_is_refused(tmp_path, store, advised):
+    with ss.create(tmp_path / "other.arrow", {"x": ss.Field("uint8")}) as writer:
+        writer.write("a", x=np.arange(100, dtype=np.uint8))
+    with pytest.raises(ss.ResumeError, match="with other contents"):
+        ss.search(tmp_path / "other.arrow", tmp_path / "out", advice=advised, settings=SMALL, updates=1)
+    with pytest.raises(FileNotFoundError, match="there is no advice"):
+        ss.search(store, tmp_path / "out2", advice=tmp_path / "nowhere", settings=SMALL, updates=1)
+    with pytest.raises(ValueError, match="got a function"):
+        ss.search(quadratic, tmp_path / "out3", advice=advised)
+
+
+def test_a_budget_in_seconds_is_the_same_for_all(tmp_path, store, monkeypatch):
+    """A clock that goes on by a second whenever it is looked at: an update takes one."""
+    ticks = itertools.count()
+    monkeypatch.setattr("streamseq.training.trainer.perf_counter", lambda: float(next(ticks)))
+    result = ss.search(store, tmp_path, {"k1": [8, 16], "k2": ["k1"]}, settings=SMALL, seconds=6, evaluations=3)
+    assert result.budget == {"seconds": 6}
+    assert "each with 6 seconds" in str(result)
+    for trial in result.trials:
+        text = (tmp_path / f"trials/{trial.number:04d}/metrics.jsonl").read_text()
+        rows = [json.loads(row) for row in text.splitlines()]
+        assert [row["update"] for row in rows if row["event"] == "evaluate"] == [2, 4, 6]
+        assert sorted(trial.curve) == [1, 2]
+    with pytest.raises(ss.ResumeError, match="budget seconds was 6 and is 7"):
+        ss.search(store, tmp_path, {"k1": [8, 16], "k2": ["k1"]}, settings=SMALL, seconds=7, evaluations=3)
+
+
+def test_splits_are_searched(tmp_path):
+    with ss.create(tmp_path / "s.arrow", {"x": ss.Field("uint8")}) as writer:
+        for number in range(6):
+            writer.write(f"{number}", x=np.tile(np.arange(10, dtype=np.uint8), 8))
+    ss.mark(tmp_path / "s.arrow", "tens", ss.splits.Marker("x", 0))
+    space = {"k1": [16], "k2": ["k1"], "split": ["naive", "as-is", "domain:tens"]}
+    result = ss.search(tmp_path / "s.arrow", tmp_path / "out", space, settings=SMALL, updates=2)
+    assert {trial.values["split"]: trial.state for trial in result.trials} == {
+        "naive": "complete",
+        "as-is": "complete",
+        "domain:tens": "complete",
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,6 +254,8 @@ def test_another_search_is_refused_in_the_folder(tmp_path, store):
         ({"trials": 0}, "at least 1 trial"),
         ({"updates": 3, "timesteps": 3}, "one of them"),
         ({"updates": 0}, "updates is at least 1"),
+        ({"seconds": 0}, "seconds is at least 0.001"),
+        ({"seconds": 3, "updates": 3}, "one of them"),
         ({"settings": TrainingSettings(held_out=0)}, "hold some out"),
     ],
 )
@@ -233,6 +331,29 @@ def test_a_search_by_workers_ranks_like_one_without(tmp_path, store):
     assert [(trial.values, trial.loss) for trial in one.ranking] == [
         (trial.values, trial.loss) for trial in two.ranking
     ]
+
+
+def test_workers_of_a_scheduler_run_the_trials(tmp_path):
+    from distributed import LocalCluster
+
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": None, "host": "127.0.0.1"}
+    with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster:
+        result = ss.search(quadratic, tmp_path, GRID, scheduler=cluster.scheduler_address)
+    assert len(result.trials) == 6
+    assert result.best.values == {"k1": 16, "k2": 48}
+
+
+def test_workers_with_more_than_one_thread_are_refused(tmp_path):
+    """torch has one random generator in a process."""
+    from distributed import LocalCluster
+
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": None, "host": "127.0.0.1"}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster,
+        pytest.raises(ValueError, match="--nthreads 1"),
+    ):
+        ss.search(quadratic, tmp_path, GRID, scheduler=cluster.scheduler_address)
+    assert not (tmp_path / "trials").exists()
 
 
 def test_ctrl_c_stops_a_search_that_then_goes_on(tmp_path, store, monkeypatch):
