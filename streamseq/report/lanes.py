@@ -63,7 +63,7 @@ def stream_section(stream: StreamDataset) -> Section:
             ("layout", plan.settings.layout),
             ("windows of an epoch", count(plan.num_windows)),
             ("timesteps", count(plan.num_timesteps)),
-            ("lane-windows that are idle", share(idle)),
+            ("idle lane-windows", share(idle)),
             ("padding in the others", share(1 - occupancy.filled)),
         ]
     )
@@ -147,7 +147,11 @@ def _epoch(plan: Plan) -> Chart:
         "hovermode": "x unified",
     }
     last = f"from {number(busy[0], 3)} % of the lanes at the start to {number(busy[-1], 3)} % at the end"
-    places = "" if len(at) == plan.num_windows else f"Every dot is one of {len(at):,} of {plan.num_windows:,} windows."
+    places = (
+        ""
+        if len(at) == plan.num_windows
+        else f"{len(at):,} of {plan.num_windows:,} windows, evenly spaced, are looked at."
+    )
     return Chart(
         title="How full the lanes are over an epoch",
         summary=f"Sequences are held {last}.",

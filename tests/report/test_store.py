@@ -40,7 +40,7 @@ def test_all_that_a_store_has_is_told(store, read):
     assert marked["days"][2] == "0"
     stream = ss.StreamDataset(opened, lanes=31, window=256)
     assert page.facts["windows of an epoch"] == str(len(stream))
-    assert page.facts["lane-windows that are idle"] == f"{100 * (1 - stream.occupancy.busy):.1f} %"
+    assert page.facts["idle lane-windows"] == f"{100 * (1 - stream.occupancy.busy):.1f} %"
 
 
 def test_what_ids_say_is_text(store, read):
