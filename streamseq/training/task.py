@@ -119,7 +119,7 @@ class LanguageTask:
         return {"fields": [self.field], "lookahead": {"target": (self.field, 1)}}
 
     def check(self, store: Store) -> None:
-        """One integer a timestep, of bytes uint8."""
+        """One integer a timestep, of bytes uint8; no token that the model does not know, as far as is known."""
         field = store.fields.get(self.field)
         kinds = "u" if self.vocabulary == BYTES else "iu"
         if field is None or field.shape or field.dtype.kind not in kinds:
@@ -128,6 +128,14 @@ class LanguageTask:
                 f"the model reads the field {self.field!r} of {wanted} with step shape (), {store.uri} has "
                 f"{listed_fields(store)}: pass a store with such a field"
             )
+        kept = store.statistics
+        if kept is not None and self.field in kept:
+            least, most = int(kept[self.field].min), int(kept[self.field].max)
+            if least < 0 or most >= self.vocabulary:
+                raise ValueError(
+                    f"the model knows tokens from 0 to {self.vocabulary - 1:,}, {self.field!r} of {store.uri} has "
+                    f"{least:,} to {most:,}: train one on a store with all tokens"
+                )
 
     def as_settings(self) -> dict[str, Any]:
         """A language model of the field."""

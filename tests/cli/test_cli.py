@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -323,3 +324,36 @@ def test_bench_on_something_else_is_an_error(run):
     assert run("bench", "s.zarr", "--memory", "1kB")[0] == 1
     assert run("bench", "s.zarr", "--memory", "lots")[0] == 2
     assert run("bench", "s.zarr", "--seconds", "0")[0] == 2
+
+
+def test_a_forecast_says_how_far_it_is_and_what_it_came_to(run, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    with ss.create("waves.zarr", {"time": ss.Field("int64"), "level": ss.Field("float64")}) as writer:
+        for number in range(4):
+            wave = np.sin(np.arange(150) / 4 + number) * 20 + 300 + rng.standard_normal(150)
+            writer.write(f"{number}", time=np.arange(150) * 60, level=wave)
+    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0)
+    few = ["--k1", 16, "--k2", 32, "--lanes", 2, "--hidden", 12, "--threads", 1]
+    code, out, err = run("train", "waves.zarr", "--out", "run", *few, "--updates", 80, "--learning-rate", 0.02)
+    assert code == 0
+    assert err.splitlines()[0] == "forecasting 1 channel of level one timestep ahead; left out: time"
+    assert err.splitlines()[2].startswith("update 1 of 80: ")
+    assert " mse" in err.splitlines()[2]
+    assert re.search(
+        r"held-out error [0-9.]+ .* of the last value, .* of the mean: [0-9.]+ % below the last value", out
+    )
+    code, out, _ = run("predict", "waves.zarr", "--checkpoint", "run/checkpoint.pt", "--to", "f.zarr", "--quiet")
+    assert (code, "level_forecast float64 of 4 sequences" in out) == (0, True)
+    came, said = ss.open("waves.zarr").read("1")["level"], ss.open("f.zarr").read("1")["level_forecast"]
+    assert np.abs(said[:-1] - came[1:]).mean() < 0.7 * np.abs(np.diff(came)).mean()
+    code, out, err = run(
+        "predict", "waves.zarr", "--checkpoint", "run/checkpoint.pt", "--to", "g.zarr", "--what", "nll"
+    )
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "one or more of forecast, error" in err
+    code, _, err = run("train", "waves.zarr", "--out", "again", "--resume", "--like", "run")
+    assert (code, "leave --like out" in err) == (2, True)
+    assert (
+        run("train", "waves.zarr", "--out", "again", "--like", "run", "--updates", 1, "--threads", 1, "--quiet")[0] == 0
+    )
+    assert run("train", "waves.zarr", "--out", "other", "--inputs", "level", "--targets", "tide")[0] == 2

@@ -67,6 +67,18 @@ def test_the_table_has_a_line_for_each_part(run, store):
         assert any(line.startswith(name) for line in out.splitlines()), name
 
 
+def test_whole_sequences_and_forecasts_are_planned(run, store, tmp_path):
+    whole = found(run, store, "--split", "as-is", "--k1", "n", "--k2", "n", *SMALL)
+    assert (whole["window"], whole["longest"], whole["updates"]) == (None, 300, whole["windows"])
+    with ss.create(tmp_path / "n.zarr", {"wind": ss.Field("float32", (2,))}) as writer:
+        for number in range(4):
+            writer.write(f"{number}", wind=np.random.default_rng(number).random((80, 2), np.float32))
+    numbers = found(run, tmp_path / "n.zarr", "--k1", 16, "--k2", 32, "--lanes", 2, "--hidden", 8, "--horizon", 2)
+    assert numbers["timesteps"] == 3 * 80
+    code, out, _ = run("plan", store, "--split", "as-is", *SMALL)
+    assert (code, "windows of whole sequences" in out) == (0, True)
+
+
 def test_a_checkpoint_gives_model_and_settings(run, store, tmp_path):
     settings = TrainingSettings(k1=16, k2=32, lanes=2, hidden=8, embedding=4, cell="gru", dropout=0.1, segment=16)
     save_checkpoint(tmp_path / "c.pt", settings=asdict(settings), model=LanguageTask(field="x").build(settings))

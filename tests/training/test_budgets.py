@@ -98,13 +98,24 @@ def test_as_they_are_sequences_are_read_whole(tmp_path):
     assert result.updates == recorder.shown[0].planned > len(updates)
 
 
-def test_a_run_from_before_there_were_splits_and_seconds_goes_on(tmp_path):
+def test_what_is_held_out_is_gone_through_in_the_same_way_whatever_the_settings(tmp_path):
+    store, settings = make_store([9000, 40, 60]), make_settings(held_out_timesteps=1 << 20)
+    one = build_streams(store, settings).held_out
+    for changes in ({"lanes": 7}, {"layout": "even"}, {"k1": 16, "k2": 32, "window": 64}, {"split": "as-is"}):
+        other = build_streams(store, replace(settings, **changes)).held_out
+        assert other.plan.fingerprint == one.plan.fingerprint, changes
+        assert other.window == one.window, changes
+
+
+def test_a_run_from_before_there_were_tasks_splits_and_seconds_goes_on(tmp_path):
     settings = make_settings()
     train(make_store(), tmp_path / "whole", settings)
     train(make_store(), tmp_path / "old", settings, reporter=Recorder({7: interrupt()}))
     saved = read_checkpoint(tmp_path / "old/checkpoint.pt")
-    for name in ("split", "seconds"):
+    for name in ("task", "inputs", "targets", "horizon", "split", "seconds", "evaluate_seconds"):
         del saved["settings"][name]
+    saved["settings"]["epochs"] = settings.epochs
+    del saved["parts"]["task"], saved["parts"]["run"]["baselines"]
     torch.save(saved, tmp_path / "old/checkpoint.pt")
     train(make_store(), tmp_path / "old", settings, resume=True)
     assert_same(outcome(tmp_path / "old"), outcome(tmp_path / "whole"))

@@ -103,6 +103,16 @@ def test_a_task_comes_back_from_what_is_saved(names):
     assert task_of_saved(None, make_settings()).describe() == "learning the next byte of x"
 
 
+def test_a_model_is_not_given_tokens_that_it_does_not_know(tmp_path):
+    for name, most in (("few", 5), ("many", 9)):
+        with ss.create(tmp_path / f"{name}.zarr", {"x": ss.Field("int32")}) as writer:
+            writer.write("a", x=np.array([0, most, 1], np.int32))
+    task = find_task(ss.open(tmp_path / "few.zarr"), make_settings())
+    task.check(ss.open(tmp_path / "few.zarr"))
+    with pytest.raises(ValueError, match=r"tokens from 0 to 5, 'x' of .* has 0 to 9: train one on a store with all"):
+        task.check(ss.open(tmp_path / "many.zarr"))
+
+
 def test_another_store_must_have_the_fields_of_the_task():
     for names, other in (
         ({"x": "bytes"}, {"x": "load"}),
