@@ -40,12 +40,14 @@ def report(
     click.echo(json.dumps(made.as_dict()) if as_json else str(made))
 
 
-def write_into(folder: str) -> None:
+def write_into(folder: str, *, quiet: bool = False) -> None:
     """Write the report of a search into its folder and say so on standard error; nothing where plotly is missing."""
     from streamseq.report.write import report as write
 
     with contextlib.suppress(ImportError):
-        click.echo(f"the report is {write(folder).out}", err=True)
+        made = write(folder)
+        if not quiet:
+            click.echo(f"the report is {made.out}", err=True)
 
 
 COMMANDS = (report,)

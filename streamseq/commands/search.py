@@ -152,7 +152,7 @@ def search(
         advice=from_advice or advised,
         settings=settings,
         progress=None if quiet else _Lines(),
-        say=None if quiet else lambda text: click.echo(f"advice: {text}", err=True),
+        say=None if quiet else lambda text: click.echo(f"advise: {text}", err=True),
         **options,
     )
     if as_json:
@@ -160,7 +160,7 @@ def search(
     else:
         click.echo(str(result))
     sys.stdout.flush()
-    write_into(result.out)
+    write_into(result.out, quiet=quiet)
 
 
 COMMANDS = (search,)

@@ -120,6 +120,8 @@ def advise(
     budget = None if memory is None else parse_bytes(memory)
     began = time.monotonic()
     say = progress or (lambda text: None)
+    # As it was named, so that the commands can be copied.
+    named = store.uri if isinstance(store, Store) else os.fspath(store)
     if not isinstance(store, Store):
         store = open_store(store)
     settings = settings or TrainingSettings()
@@ -191,7 +193,7 @@ def advise(
     if memory is not None:
         same["memory"] = memory
     advice = Advice(
-        store=store.uri,
+        store=named,
         fingerprint=store.fingerprint,
         proposals=tuple(proposals),
         timesteps=sample.store.num_timesteps,

@@ -31,7 +31,8 @@ def test_it_prints_a_table_and_goes_on_with_what_is_there(run, store):
     assert err.count("trial ") == 4
     code, again, err = run(*command, "--json")
     assert code == 0
-    assert err.splitlines() == ["search: 4 candidates, 4 of them done before"]
+    assert err.splitlines()[0] == "search: 4 candidates, 4 of them done before"
+    assert "trial " not in err
     result = json.loads(again)
     assert [str(trial["number"]) for trial in result["trials"]] == sorted(line.split()[0] for line in lines[1:5])
     assert str(result["best"]["number"]) == lines[1].split()[0]
@@ -69,3 +70,40 @@ def test_another_search_in_the_folder_is_told(run, store):
     code, _, err = run("search", store, "--out", "out", "--k1", "8", "--updates", 3, *SMALL, "--quiet")
     assert code == 1
     assert "budget updates was 2 and is 3" in err
+
+
+def test_an_advice_is_printed_kept_and_searched_from(run, store):
+    code, out, err = run("advise", store, "--updates", 1, "--out", "advice")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("advice for ")
+    assert [line.split()[0] for line in lines[2:8]] == ["k1", "k2", "segment", "lanes", "layout", "split"]
+    assert lines[-2].startswith("streamseq train s.arrow --k1 8 --k2 8 ")
+    assert lines[-1].startswith("streamseq search s.arrow --k1 8,16 --k2 k1,16 ")
+    assert err.splitlines()[0].startswith("advise: reading a sample of ")
+    options = ["--from-advice", "advice", "--seconds", 0.05, *SMALL, "--json"]
+    code, out, err = run("search", store, "--out", "out", *options)
+    assert code == 0, err
+    found = json.loads(out)
+    tried = sorted((trial["values"]["k1"], trial["values"]["k2"]) for trial in found["trials"])
+    assert tried == [(8, 8), (8, 16), (16, 16)]
+    assert found["budget"] == {"seconds": 0.05}
+
+
+def test_without_k1_and_k2_a_search_makes_an_advice_first(run, store, monkeypatch):
+    monkeypatch.setattr("streamseq.search.start.UPDATES", 1)
+    code, out, err = run("search", store, "--out", "out", "--updates", 1, "--lanes", 2, *SMALL)
+    assert code == 0, err
+    assert "advise: training a probe" in err
+    assert "search: 3 candidates" in err
+    # What is given goes before what is proposed.
+    assert out.splitlines()[0].split()[:4] == ["trial", "k1", "k2", "lanes"]
+    assert {line.split()[3] for line in out.splitlines()[1:4]} == {"2"}
+
+
+def test_advice_is_json_too_and_says_nothing_when_quiet(run, store):
+    code, out, err = run("advise", store, "--updates", 1, "--json", "--quiet", "--k1", 4, "--memory", "1GB")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["proposals"][0]["value"] == 4
+    assert found["commands"]["train"].startswith("streamseq train s.arrow --memory 1GB --k1 4 ")
