@@ -94,38 +94,6 @@ def _held_out_stream(store: Store, task: Task, spans: list[Span]) -> StreamDatas
     )
 
 
-def planned_updates(stream: StreamDataset, settings: TrainingSettings, task: Task) -> int:
-    """How many updates a run makes; without a number in the settings, about as many as its epochs give."""
-    if settings.updates is not None:
-        return settings.updates
-    return epochs_of(stream, settings, task) * updates_of_epoch(stream, settings)
-
-
-def epochs_of(stream: StreamDataset, settings: TrainingSettings, task: Task) -> int:
-    """How many epochs a run has: as the settings say, or one, or as many as the task usually takes."""
-    if settings.epochs is not None:
-        return settings.epochs
-    return max(1, -(-task.usual_updates // max(1, updates_of_epoch(stream, settings))))
-
-
-def updates_of_epoch(stream: StreamDataset, settings: TrainingSettings) -> int:
-    """About how many updates an epoch gives."""
-    if settings.k1 is None:
-        return _num_cohorts(stream)
-    if stream.window is None:
-        return sum(-(-stream.plan.window_length(step) // settings.k1) for step in range(len(stream)))
-    return -(-len(stream) * stream.window // settings.k1)
-
-
-def _num_cohorts(stream: StreamDataset) -> int:
-    """Windows at which every lane starts anew."""
-    count = 0
-    for first in range(0, len(stream), 4096):
-        cells = stream.plan.cells(first, min(first + 4096, len(stream)), 0, stream.lanes)
-        count += int((cells.reset | (cells.sequence < 0)).all(1).sum())
-    return count
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedModel:
     """A model that the trainer has trained, in eval mode on the CPU; the settings of its run, and what it learnt.

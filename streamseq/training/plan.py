@@ -17,7 +17,8 @@ from streamseq.tbptt.memory import predict as predict_memory
 from streamseq.tbptt.model import StatefulModel
 from streamseq.tbptt.probe import probe
 from streamseq.tbptt.replay import Replay
-from streamseq.training.build import build_streams, updates_of_epoch
+from streamseq.training.build import build_streams
+from streamseq.training.end import updates_of_epoch
 from streamseq.training.settings import TrainingSettings
 
 # A parameter, its gradient, and Adam's two averages.

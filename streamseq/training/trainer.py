@@ -20,10 +20,11 @@ from streamseq.storage.interface import Store
 from streamseq.storage.store import open as open_store
 from streamseq.tbptt.engine import TBPTT
 from streamseq.tbptt.update import Update
-from streamseq.training.build import Streams, build_streams, epochs_of, planned_updates
+from streamseq.training.build import Streams, build_streams
 from streamseq.training.checkpoint import HasState, check_settings, load_checkpoint, read_checkpoint, save_checkpoint
 from streamseq.training.choose_task import task_of_saved
 from streamseq.training.curves import draw_curves
+from streamseq.training.end import RunEnd
 from streamseq.training.forecast import ForecastTask
 from streamseq.training.forecast_baselines import forecast_baselines
 from streamseq.training.interrupt import StopSignal
@@ -139,7 +140,7 @@ class _Trainer:
         self._streams: Streams = build_streams(store, settings, task)
         self._task = task = self._streams.task
         self._loader = StreamLoader(self._streams.train, device=settings.device)
-        self._planned = planned_updates(self._streams.train, settings, task)
+        self._end = RunEnd.of(self._streams.train, settings, task)
         self._model = task.build(settings).to(settings.device)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate, betas=BETAS)
         self._tbptt = TBPTT(
@@ -172,15 +173,8 @@ class _Trainer:
         self._reporter.note(
             f"{self._task.describe()}\n"
             f"training on {self._streams.train.num_timesteps:,} timesteps of {len(split.train):,} sequences, held out "
-            f"{held:,} of {len(split.held_out):,}; {self._until()}, threads: {self._run.threads}"
+            f"{held:,} of {len(split.held_out):,}; {self._end}, threads: {self._run.threads}"
         )
-
-    def _until(self) -> str:
-        settings = self._settings
-        if settings.seconds is None:
-            return f"{self._planned:,} updates"
-        most = "" if settings.updates is None else f", at most {settings.updates:,} updates"
-        return f"{settings.seconds:g} s{most}"
 
     def _probe_threads(self) -> int:
         settings = self._settings
@@ -231,7 +225,7 @@ class _Trainer:
         """Update until the run is finished (True) or a signal says stop (False)."""
         run, settings = self._run, self._settings
         save_due = False
-        if self._is_last():
+        if self._end.is_reached(run):
             return True
         begin = perf_counter()
         for update in self._updates():
@@ -243,7 +237,7 @@ class _Trainer:
                 self._log_training(norm)
             if self._is_to_be_evaluated(before):
                 self._evaluate()
-            if self._is_last():
+            if self._end.is_reached(run):
                 return True
             stopped = self._stop.received is not None
             save_due = save_due or stopped or run.updates % settings.checkpoint_every == 0
@@ -262,25 +256,10 @@ class _Trainer:
             return run.updates % self._settings.evaluate_every == 0
         return run.seconds // seconds > before // seconds
 
-    def _is_last(self) -> bool:
-        run, settings = self._run, self._settings
-        enough = settings.updates is not None and run.updates >= settings.updates
-        return enough or (settings.seconds is not None and run.seconds >= settings.seconds)
-
-    def _expected(self) -> int:
-        """How many updates the run will have made at its end, as it looks now."""
-        run, settings = self._run, self._settings
-        if settings.seconds is None:
-            return self._planned
-        at_this_rate = max(1, run.updates, round(run.updates * settings.seconds / max(run.seconds, 1e-9)))
-        return at_this_rate if settings.updates is None else min(settings.updates, at_this_rate)
-
     def _updates(self) -> Iterator[Update]:
         """The updates that are left, epoch after epoch."""
         stream = self._streams.train
-        epochs = epochs_of(stream, self._settings, self._task)
-        endless = self._settings.updates is not None or self._settings.seconds is not None
-        while endless or stream.epoch < epochs:
+        while not self._end.is_after(stream.epoch):
             # What the loader says is of one epoch.
             self._waited_before = self._run.waited
             before, whole = self._run.updates, stream.state_dict()["step"] == 0
@@ -304,7 +283,7 @@ class _Trainer:
                 f"run after update {self._saved_at}"
             )
         for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(run.updates, self._expected())
+            group["lr"] = settings.learning_rate_at(run.updates, self._end.expected(run))
         self._optimizer.step()
         self._optimizer.zero_grad()
         run.updates += 1
@@ -319,7 +298,7 @@ class _Trainer:
         self._reporter.show(
             Progress(
                 update=run.updates,
-                planned=self._expected(),
+                planned=self._end.expected(run),
                 loss=run.mean_loss() or 0.0,
                 held_out_loss=run.held_out_loss,
                 held_out_at=run.held_out_at,

@@ -16,8 +16,10 @@ import streamseq as ss
 from streamseq.training import TrainingSettings, load_model, train
 from streamseq.training.build import build_streams, load_run
 from streamseq.training.choose_task import find_task
+from streamseq.training.end import RunEnd
 from streamseq.training.forecast_baselines import forecast_baselines
 from streamseq.training.plan import plan
+from streamseq.training.predict_checkpoint import predict_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -171,11 +173,11 @@ def test_small_tables_are_seen_often_enough_and_many_updates_are_one_epoch():
     store = sines()
     settings = TrainingSettings(k1=16, k2=32, lanes=4)
     streams = build_streams(store, settings)
-    from streamseq.training.build import epochs_of, planned_updates
-
-    assert epochs_of(streams.train, settings, streams.task) > 10
-    assert 400 <= planned_updates(streams.train, settings, streams.task) < 400 + len(streams.train)
-    assert epochs_of(streams.train, replace(settings, epochs=2), streams.task) == 2
+    end = RunEnd.of(streams.train, settings, streams.task)
+    assert end.epochs > 10
+    assert 400 <= end.planned < 400 + len(streams.train)
+    assert RunEnd.of(streams.train, replace(settings, epochs=2), streams.task).planned == 2 * len(streams.train)
+    assert RunEnd.of(streams.train, replace(settings, seconds=9.0), streams.task).epochs is None
 
 
 def test_tokens_are_learnt(tmp_path):
@@ -198,8 +200,6 @@ def test_a_forecast_is_planned(tmp_path):
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_forecasts_are_written_in_the_unit_of_their_field(tmp_path, horizon):
     """The same data in another unit gives the same forecasts in that unit; and they are near what came."""
-    from streamseq.training.predict_checkpoint import predict_checkpoint
-
     read = {}
     for unit in (1.0, 1000.0):
         store = sines(unit=unit, missing=0.05)
