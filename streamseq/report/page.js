@@ -27,6 +27,7 @@
   function laidOut(layout) {
     const axis = {
       automargin: true,
+      minexponent: 5,
       color: "var(--soft)",
       gridcolor: "var(--grid)",
       linecolor: "var(--line)",

@@ -34,6 +34,8 @@ _AXES = {"mse": "mean squared error, in variances"}
 # Of what happened besides: a run that is stopped again and again.
 _MOST_EVENTS = 100
 _MOST_SHOWN = 5
+# From this ratio on an axis is logarithmic that may be.
+_WIDE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +210,7 @@ def _single(rows: Sequence[MetricsRow], name: str, title: str, *, log: bool = Fa
     there = [value for value in y if value is not None and math.isfinite(value)]
     if not there:
         return None
-    layout = _over_updates("", there if log and min(there) > 0 else ()) | {"showlegend": False}
+    layout = _over_updates("", there if log and max(there) > _WIDE * min(there) > 0 else ()) | {"showlegend": False}
     said = f"From {number(min(there))} to {number(max(there))}, at the end {number(there[-1])}."
     return Chart(
         title=title,

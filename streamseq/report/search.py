@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _MOST_ROWS = 1_000
 # Ended trials that are needed before it is said what the loss depends on.
 _FEW = 6
-_BUDGETS = {"timesteps": "timesteps", "updates": "updates", "seconds": "seconds of training"}
 # Settings of a candidate that its budget decides, and that a run of all the data has its own for.
 _OF_THE_BUDGET = {
     "updates",
@@ -73,7 +72,11 @@ def search_page(folder: Path) -> Page:
 def budget(found: SearchFiles) -> str:
     """What every candidate got, as text."""
     given = found.about.get("budget", {})
-    return ", ".join(f"{number(value)} {_BUDGETS.get(name, name)}" for name, value in given.items()) or "its own"
+    parts = [
+        f"{duration(value)} of training" if name == "seconds" else f"{number(value)} {name}"
+        for name, value in given.items()
+    ]
+    return ", ".join(parts) or "its own"
 
 
 def _key(found: SearchFiles, best: Trial | None) -> list[tuple[str, str]]:

@@ -171,7 +171,7 @@ def test_the_command_that_searches_leaves_a_report(tmp_path, capsys):
     with ss.create(tmp_path / "text.zarr", {"x": ss.Field("uint8")}) as writer:
         for number in range(4):
             writer.write(f"{number}", x=np.arange(60, dtype=np.uint8))
-    words = ["search", tmp_path / "text.zarr", "--k1", "8", "--k2", "k1", "--lanes", "2", "--updates", "2", "--quiet"]
+    words = ["search", tmp_path / "text.zarr", "--k1", "8", "--k2", "k1", "--lanes", "2", "--updates", "2"]
     words += ["--out", tmp_path / "s", "--set", "hidden=4", "--set", "threads=1", "--set", "held_out=0.3", "--json"]
     with pytest.raises(SystemExit) as exit:
         cli.main([str(word) for word in words])
