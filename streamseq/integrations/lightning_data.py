@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from streamseq.core.plan import lanes_of_rank
@@ -72,7 +72,7 @@ class StreamData(_Base):
             return []
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         stream.set_epoch(trainer.current_epoch)
-        return ResumedLoader(stream, self._prefetch)
+        return LazyLoader(stream, self._prefetch)
 
     def val_dataloader(self) -> Any:
         """The windows for validation."""
@@ -117,29 +117,12 @@ class StreamData(_Base):
         return stream
 
 
-class ResumedLoader(StreamLoader):
+class LazyLoader(StreamLoader):
     """A loader whose iterations may be begun several times before the first window is taken, as trainers do.
 
-    A position that was loaded holds until then.
+    A position that was loaded holds for the one from which a window is taken.
     """
-
-    def __init__(self, stream: StreamDataset, prefetch: int = 4) -> None:
-        super().__init__(stream, prefetch)
-        self._loaded: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Window]:
         # A generator: nothing happens before the first window is taken.
-        if self._loaded is not None:
-            self.stream.load_state_dict(self._loaded)
-            self._loaded = None
         yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position after the last window that was handed out."""
-        return super().state_dict() if self._loaded is None else self._loaded
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position; see `StreamDataset.load_state_dict`."""
-        # Refuses what does not fit now.
-        self.stream.load_state_dict(state)
-        self._loaded = dict(state)

@@ -8,6 +8,8 @@ from support.updates import assert_same, collect, engine_updates, make_stream, s
 
 import streamseq as ss
 from streamseq.integrations.across_ranks import AcrossRanks
+from streamseq.integrations.epochs import Epochs
+from streamseq.integrations.lightning_data import LazyLoader
 from streamseq.integrations.pushed import PushedUpdates
 from streamseq.integrations.streamed_loss import StreamedLoss
 from streamseq.training import evaluate
@@ -136,3 +138,14 @@ def test_states_of_two_ranks_are_put_together_for_one():
     store = ss.from_arrays({f"{i}": {"x": np.full(4, i)} for i in range(3)})
     token = ss.StreamDataset(store, lanes=3, window=2)[1].token
     assert torch.equal(carry.enter(token), torch.tensor([0, 2, 4]))
+
+
+@pytest.mark.parametrize("kind", [LazyLoader, Epochs])
+def test_a_position_holds_until_a_window_is_taken_however_often_iterations_are_begun(kind):
+    stream = make_stream([24, 24], lanes=2, window=4)
+    loader = kind(stream)
+    loader.load_state_dict(stream[2].token.state_dict())
+    begun = [iter(loader) for _ in range(3)]
+    assert loader.state_dict()["step"] == 3
+    assert next(begun[-1]).token.step == 3
+    assert loader.state_dict()["step"] == 4
