@@ -26,6 +26,7 @@ from streamseq.core.tokens import StateToken
 if TYPE_CHECKING:
     from streamseq import report, search
     from streamseq.data.carry import Carry
+    from streamseq.data.curriculum import Curriculum
     from streamseq.data.dataset import StreamDataset
     from streamseq.data.loader import StreamLoader
     from streamseq.data.preview import preview
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Carry": "streamseq.data.carry",
+    "Curriculum": "streamseq.data.curriculum",
     "StreamDataset": "streamseq.data.dataset",
     "StreamLoader": "streamseq.data.loader",
     "TBPTT": "streamseq.tbptt.engine",
@@ -88,6 +90,7 @@ __all__ = [
     "Carry",
     "ContinuityError",
     "CorruptionError",
+    "Curriculum",
     "Field",
     "PlanError",
     "ResumeError",

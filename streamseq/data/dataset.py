@@ -406,6 +406,22 @@ class StreamDataset(IterableDataset[Window]):
             switches=self.plan.settings.switches,
         )
 
+    def set_window(self, window: int) -> None:
+        """Begin the epoch anew with windows of another length; a loaded position is forgotten.
+
+        Raises:
+            TypeError, ValueError: The length is no whole number of at least 1, or the split is as-is.
+        """
+        settings = replace(self._settings, window=window, switches=())
+        self._settings, before = settings, self._settings
+        try:
+            self._plan = self._make_plan()
+        except BaseException:
+            self._settings = before
+            raise
+        self._cursor.start_at(0)
+        self.position = 0
+
     def rewindow(self, window: int, *, after: StateToken) -> None:
         """Go on after a window with windows of another length, in what is left of the epoch, where each lane stopped.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch.utils.data
 
 from streamseq.core.tokens import StateToken
+from streamseq.data.curriculum import Curriculum
 from streamseq.data.dataset import StreamDataset
 from streamseq.data.loader import StreamLoader
 from streamseq.data.window import Window
@@ -24,6 +25,8 @@ RandomAccess = Callable[[int], Window]
 
 def stream_of(source: Iterable[Window]) -> StreamDataset | None:
     """The stream behind a source; None where there is none."""
+    if isinstance(source, Curriculum):
+        return source.stream
     if isinstance(source, StreamLoader):
         return source.stream
     if isinstance(source, torch.utils.data.DataLoader) and isinstance(source.dataset, StreamDataset):
@@ -33,6 +36,8 @@ def stream_of(source: Iterable[Window]) -> StreamDataset | None:
 
 def random_access(source: Iterable[Window]) -> RandomAccess | None:
     """What reads window `step` of a source again, or None where it cannot."""
+    if isinstance(source, Curriculum):
+        source = source.source
     if isinstance(source, StreamLoader):
         return source.__getitem__
     stream = stream_of(source)
