@@ -126,7 +126,8 @@ class Training:
             if not begun:  # it was killed before there was anything to go on with
                 (candidate.folder / METRICS).unlink()
         store = open_store(self.store, version=self.version)
-        result = train(store, candidate.folder, settings, resume=begun, reporter=watcher)
+        # The report has the curves of all: importing what draws these takes each worker longer than a short trial.
+        result = train(store, candidate.folder, settings, resume=begun, reporter=watcher, draw=False)
         candidate.figures = {
             name: getattr(result, name) for name in ("updates", "timesteps", "timesteps_per_second", "loss")
         }

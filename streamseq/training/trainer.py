@@ -57,6 +57,7 @@ def train(
     *,
     resume: bool = False,
     reporter: Reporter | None = None,
+    draw: bool = True,
 ) -> TrainingResult:
     """Train a model on a store, or go on with a run that was stopped.
 
@@ -73,6 +74,7 @@ def train(
         settings: None: the defaults, on resume those of the run.
         resume: Whether to go on with the run in `out`. One that is finished gives its result.
         reporter: Hears of the progress.
+        draw: Whether `curves.png` is drawn.
 
     Raises:
         ValueError: `out` holds a run and it is not to be resumed, or the store cannot be trained on.
@@ -112,7 +114,7 @@ def train(
     with torch.random.fork_rng(devices=devices), StopSignal() as stop:
         torch.manual_seed(settings.seed)
         task = None if saved is None else task_of_saved(saved["parts"].get("task"), settings)
-        trainer = _Trainer(store, folder, settings, task, reporter or Silent(), stop)
+        trainer = _Trainer(store, folder, settings, task, reporter or Silent(), stop, draw)
         if saved is None:
             trainer.begin()
         else:
@@ -131,11 +133,13 @@ class _Trainer:
         task: Task | None,
         reporter: Reporter,
         stop: StopSignal,
+        draw: bool,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._reporter = reporter
         self._stop = stop
+        self._wants_curves = draw
         self._store = store
         self._streams: Streams = build_streams(store, settings, task)
         self._task = task = self._streams.task
@@ -213,7 +217,7 @@ class _Trainer:
             finished = self._train()
             if finished:
                 self._finish()
-        drawn = self._draw(curves)
+        drawn = self._wants_curves and self._draw(curves)
         if not finished and self._stop.received is not None:
             self._reporter.note(
                 f"stopped by {self._stop.received.name} after update {self._run.updates:,}, saved in "
