@@ -187,6 +187,14 @@ def test_bfloat16_is_that_of_the_engine(tmp_path):
     loops.assert_same_parameters(module.network, parameters)
 
 
+def test_a_budget_chooses_the_segment_once(tmp_path):
+    module = Module(k1=4, k2=None, memory="50kB", dropout=0.0)
+    fitted = trainer(tmp_path, max_steps=5)
+    fitted.fit(module, StreamDataModule(train=loops.stream()))
+    wanted = ss.TBPTT(loops.Network(0.0), loops.loss, k1=4, k2=None, memory="50kB").memory(loops.stream()).segment
+    assert module._updates.tbptt.segment == wanted
+
+
 def test_stores_are_streamed_with_the_options(tmp_path):
     module = Module()
     stores = StreamDataModule(train=loops.store(), val=loops.store("val"), lanes=3, window=4, shuffle=True)
