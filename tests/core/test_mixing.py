@@ -303,6 +303,13 @@ def test_buckets_come_in_another_order_in_each_epoch_and_lengths_in_no_order():
     assert sequence.ravel().tolist() == list(range(1023, -1, -1))
 
 
+def test_a_window_that_is_not_full_comes_last_with_the_shortest_sequences_of_its_pool():
+    options = PlanSettings(lanes=4, window=None, split=AsIs(buckets=100), shuffle=True)
+    plan = Plan(select_all(np.arange(10, 0, -1)), options, contents="", epoch=0)
+    cells = plan.cells(0, 3, 0, 4)
+    assert sorted((cells.stop - cells.start)[2].tolist()) == [0, 0, 1, 2]
+
+
 def test_buckets_of_mixed_parts_have_similar_ranks():
     lengths = np.concatenate([np.arange(1, 401), np.arange(1, 401)])
     mix = Mix(rows=np.array([0, 400, 800]), lanes=(4, 4))
