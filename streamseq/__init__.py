@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from streamseq.data.preview import preview
     from streamseq.data.window import Window
     from streamseq.etl.job import ingest
-    from streamseq.search.advise import advise
     from streamseq.integrations.adapt import adapt
+    from streamseq.search.advise import advise
     from streamseq.storage.adopted.arrow import adopt_arrow
     from streamseq.storage.adopted.npy import adopt_npy
     from streamseq.storage.adopted.parquet import adopt_parquet

@@ -118,7 +118,7 @@ def train(
         if saved is None:
             trainer.begin()
         else:
-            trainer.resume(saved["parts"]["run"])
+            trainer.resume(saved["parts"]["run"], saved["parts"].get("about", {}))
         return trainer.run()
 
 
@@ -160,6 +160,8 @@ class _Trainer:
         self._metrics = MetricsLog(folder / METRICS)
         self._checkpoint = folder / CHECKPOINT
         self._run = Totals()
+        #: What a report says of it, and no result depends on.
+        self._about: dict[str, Any] = {"store": store.uri, "peak_rss_bytes": 0, "resumed": 0}
         self._waited_before = 0.0
         self._saved_at = 0
         #: Where the stream goes on after the last update.
@@ -189,8 +191,8 @@ class _Trainer:
             x = self._task.example(settings.lanes, min(256, settings.window_length))
             return choose_threads(lambda: model(x)[0].sum().backward())
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Go on with the run of which the checkpoint says `saved`."""
+    def resume(self, saved: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Go on with the run of which the checkpoint says `saved`, and `about` beside it."""
         settings = self._settings
         load_checkpoint(
             self._checkpoint,
@@ -203,6 +205,7 @@ class _Trainer:
         )
         self._run = Totals(**saved)
         self._run.threads = settings.threads or self._run.threads
+        self._about |= {"peak_rss_bytes": about.get("peak_rss_bytes", 0), "resumed": about.get("resumed", 0) + 1}
         self._saved_at = self._run.updates
         self._metrics.cut_after(self._run.updates)
         done = "finished already, after" if self._run.finished else "going on after"
@@ -363,6 +366,7 @@ class _Trainer:
 
     def _save(self) -> None:
         """Write the checkpoint. One of a run that is not finished belongs at the end of a window."""
+        self._about["peak_rss_bytes"] = max(self._about["peak_rss_bytes"], peak_rss_bytes())
         save_checkpoint(
             self._checkpoint,
             settings=asdict(self._settings) | self._store_settings(),
@@ -372,6 +376,7 @@ class _Trainer:
             stream=self._position,
             run=asdict(self._run),
             task=self._task.as_dict(),
+            about=self._about,
         )
         self._saved_at = self._run.updates
 

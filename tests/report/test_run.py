@@ -112,16 +112,23 @@ def test_forecasts_are_shown_beside_simple_ones(tmp_path, read):
     assert chart(page)["last value"]["y"] == [0.7, 0.7]
 
 
-def test_memory_is_predicted_where_the_store_is_known(tmp_path, read):
+def test_memory_is_predicted_and_measured_where_the_store_is_there(tmp_path, read):
     text = np.frombuffer(b"the quick brown fox " * 20, np.uint8)
     with ss.create(tmp_path / "text.zarr", {"x": ss.Field("uint8")}) as writer:
         for number in range(4):
             writer.write(f"{number}", x=text[number:])
     settings = TrainingSettings(k1=8, k2=16, lanes=2, hidden=8, embedding=4, updates=2, threads=1, held_out=0.3)
     train(tmp_path / "text.zarr", tmp_path / "run", settings)
+    (tmp_path / "text.zarr").rename(tmp_path / "moved.zarr")
     page, _ = read(tmp_path / "run")
-    assert "streamseq report RUN --store STORE" in page.said
-    page, _ = read(tmp_path / "run", store=tmp_path / "text.zarr")
+    assert "Memory is not predicted" in page.said
+    page, _ = read(tmp_path / "run", store=tmp_path / "moved.zarr")
+    assert page.facts["resumed"] == "0 times"
+    assert "MB" in page.facts["measured: most memory of the process"]
+    assert page.facts["lanes × window"] == "2 × 8"
+    (tmp_path / "moved.zarr").rename(tmp_path / "text.zarr")
+    train(tmp_path / "text.zarr", tmp_path / "run", resume=True)
+    page, _ = read(tmp_path / "run")
     assert page.facts["predicted: an update"].endswith("kB")
     assert page.facts["lanes × window"] == "2 × 8"
     with ss.create(tmp_path / "other.zarr", {"x": ss.Field("uint8")}) as writer:

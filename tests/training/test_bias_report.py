@@ -1,4 +1,4 @@
-"""The bias report: its figures are those of model and store, the k2 follows from them, and what is wrong is one line."""
+"""The bias report: its figures are those of model and store, the k2 follows from them, errors are one line."""
 
 import json
 import math
@@ -88,7 +88,10 @@ def test_spans_are_of_held_out_sequences_where_those_are_long_enough():
     assert choose_spans([held, rest], 120, 0, 8) == ([("c", 0, 120), ("c", 120, 240)], 120)
     assert choose_spans([[], rest], None, 1000, 4) == ([("c", 0, 300)], 300)
     assert choose_spans([[("a", 0, 80), ("b", 0, 70), ("e", 0, 60)], []], None, 1000, 8)[1] == 60
-    assert choose_spans([[("a", 0, 80), ("b", 0, 70), ("e", 0, 60)], []], None, 32, 2) == ([("a", 0, 32), ("b", 0, 32)], 32)
+    assert choose_spans([[("a", 0, 80), ("b", 0, 70), ("e", 0, 60)], []], None, 32, 2) == (
+        [("a", 0, 32), ("b", 0, 32)],
+        32,
+    )
     with pytest.raises(ValueError, match="the longest has 300 timesteps"):
         choose_spans([held, rest], 301, 0, 8)
     with pytest.raises(ValueError, match="at least 1"):
