@@ -20,6 +20,14 @@ from measure import ratio
 SPACE = {"k1": [32, 64], "k2": ["k1", "2*k1"]}
 
 
+def start() -> None:
+    """What a worker does once: it imports what trains, which torch does in part where the first optimizer is made."""
+    import torch
+
+    import_module("streamseq.search.trial")
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
 def seconds(store: Path, folder: Path, workers: int, timesteps: int) -> float:
     """What a search takes on so many workers that are there."""
     from distributed import Client, LocalCluster
@@ -33,7 +41,7 @@ def seconds(store: Path, folder: Path, workers: int, timesteps: int) -> float:
         Client(cluster) as client,
     ):
         client.wait_for_workers(workers)
-        client.run(import_module, "streamseq.search.trial")
+        client.run(start)
         began = time.perf_counter()
         result = ss.search(store, folder, SPACE, settings=settings, timesteps=timesteps, client=client)
         assert len(result.ranking) == 4

@@ -170,7 +170,13 @@ def connect(workers: Workers, *, threads: bool = True, tasks: int | None = None)
     else:
         number = min(workers.threads or os.cpu_count() or 1, tasks or sys.maxsize)
         with (
-            dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": [], "distributed.worker.profile.enabled": False}),
+            dask.config.set(
+                {
+                    "distributed.scheduler.http.routes": [],
+                    "distributed.worker.http.routes": [],
+                    "distributed.worker.profile.enabled": False,
+                }
+            ),
             _cluster_of_this_machine(number, threads) as cluster,
             Client(cluster, set_as_default=False) as local,
         ):

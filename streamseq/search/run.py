@@ -143,7 +143,9 @@ def search(
         function, about = _training(store, settings, given, evaluations, _threads(where))
     total = _number_of_trials(space, sampler, trials)
     folder.mkdir(parents=True, exist_ok=True)
-    study = open_study(folder, space, sampler=sampler, prune=prune, seed=seed, search=about)
+    whole = sampler == "grid" and total == len(space.grid())
+    work = function.work if whole and isinstance(function, Training) else None
+    study = open_study(folder, space, sampler=sampler, prune=prune, seed=seed, search=about, work=work)
 
     def result() -> SearchResult:
         return _result(study, folder, space, total, about)

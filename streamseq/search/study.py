@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def open_study(
     prune: bool,
     seed: int,
     search: Mapping[str, Any],
+    work: Callable[[Mapping[str, Value]], float] | None = None,
 ) -> optuna.Study:
     """The study of a search, new or as it was left.
 
@@ -54,6 +55,8 @@ def open_study(
         prune: Whether candidates that fall behind are stopped.
         seed: Of the sampler.
         search: All else that the trials depend on, as JSON holds it: a search goes on only with the same.
+        work: About how long a candidate of a grid takes, resolved: those that take longest begin first, so that
+            workers come to an end together.
 
     Raises:
         ResumeError: Another search was begun in the folder.
@@ -84,6 +87,8 @@ def open_study(
             f"a search goes on with what it was begun with, and in {folder} {'; '.join(other[:_SHOWN])}: repeat that "
             "one, or take another folder"
         )
+    if work is not None:
+        grid.sort(key=lambda chosen: -work(space.resolve(chosen)))
     for chosen in grid:
         study.enqueue_trial(named(chosen), skip_if_exists=True)
     return study

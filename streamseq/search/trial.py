@@ -92,6 +92,19 @@ class Training:
     evaluations: int
     threads: int
 
+    def work(self, values: Mapping[str, Value]) -> float:
+        """About how long one candidate takes beside others: the timesteps that it goes through, again and again.
+
+        0 where the settings do not go together, inf where back-propagation has no limit.
+        """
+        try:
+            settings = self.settings_of(values)
+        except (TypeError, ValueError):
+            return 0.0
+        if settings.updates is None:
+            return 1.0
+        return float(settings.updates * settings.lanes) * (settings.k2 or math.inf)
+
     def settings_of(self, values: Mapping[str, Value]) -> TrainingSettings:
         """The settings of one candidate: with its values, and the budget in updates.
 

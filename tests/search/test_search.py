@@ -138,6 +138,13 @@ def test_the_trainer_gives_each_the_same_budget_and_the_best_model_is_kept(tmp_p
         assert last["update"] == 640 // (2 * trial.values["k1"])
         assert trial.peak_rss_bytes > 1 << 20
         assert not (tmp_path / "trials" / f"{trial.number:04d}" / "curves.png").exists()
+    # What takes longest is begun first.
+    assert [tuple(trial.values.values()) for trial in sorted(result.trials, key=lambda trial: trial.number)] == [
+        (8, 16),
+        (16, 32),
+        (8, 8),
+        (16, 16),
+    ]
     model, settings = load_model(result.checkpoint)
     assert (settings.k1, settings.k2) == tuple(result.best.values.values())
     assert sum(parameter.numel() for parameter in model.parameters())
