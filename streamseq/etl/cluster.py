@@ -170,6 +170,7 @@ def connect(workers: Workers, *, threads: bool = True, tasks: int | None = None)
     else:
         number = min(workers.threads or os.cpu_count() or 1, tasks or sys.maxsize)
         with (
+            # No pages that nobody looks at, no profile of tasks that are in C most of the time.
             dask.config.set(
                 {
                     "distributed.scheduler.http.routes": [],
