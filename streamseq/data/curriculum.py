@@ -20,8 +20,8 @@ class Curriculum:
 
     The length of a window depends on its place alone, the epoch and the number of windows of the epoch before it. So
     a run that is resumed anywhere gets the same windows. Within an epoch the change is a `stream.rewindow`: state that
-    is carried by hand goes on, tokens count from 0 again and know of the change. `TBPTT` takes windows whose length
-    changes between epochs, and refuses a change in the middle of sequences.
+    is carried goes on, tokens count from 0 again and know of the change. Back-propagation of `TBPTT` does not reach
+    across a change.
 
     Args:
         source: A `StreamDataset`, or a `StreamLoader` over one; its own window is not looked at.

@@ -59,7 +59,7 @@ def draw_sample(
         >>> store = ss.from_arrays({f"{i}": {"x": np.arange(100)} for i in range(1000)})
         >>> sample = draw_sample(store, ["x"], timesteps=6400)
         >>> len(sample.store), sample.store.num_timesteps, sample.whole
-        (64, 6400, False)
+        (120, 6400, False)
     """
     lengths = store.lengths
     ends = np.cumsum(lengths)

@@ -21,6 +21,7 @@ from streamseq.core.settings import at_least
 from streamseq.core.sizes import parse_bytes
 from streamseq.core.truncation import Fixed, Truncation
 from streamseq.data.carry import pack_token, unpack_token
+from streamseq.data.curriculum import Curriculum
 from streamseq.data.dataset import StreamDataset
 from streamseq.data.window import Window
 from streamseq.tbptt.adaptive import AdaptiveHistory
@@ -240,6 +241,8 @@ class TBPTT:
         self._use_burn_in(stream)
         self._begin(grid, access, several=stream is not None and len(first.token.lane) < stream.lanes)
         self._segment = self._budget.choose(source, first, grid, self._segment)
+        if isinstance(self._history, GridHistory):
+            self._history.keep_ends = isinstance(source, Curriculum)
         every = itertools.chain([first], windows)
         try:
             yield from self._update_by_cohorts(every) if grid.k1 is None else self._update_on_grid(grid, every)
@@ -340,13 +343,31 @@ class TBPTT:
     def _arrive(self, window: Window, *, first: bool) -> int:
         """Take a window up, the first of an update or another: check that it follows, return the time of its start."""
         time, anew, next_one = self._timeline.arrive(window)
-        if not time or (first and anew and not (next_one and self._history.looks_past_resets)):
+        if self._timeline.changed_at is not None:
+            self._go_on_in_other_windows(window, self._timeline.changed_at, whole=first)
+        elif not time or (first and anew and not (next_one and self._history.looks_past_resets)):
             self._past.clear()
             self._history.clear(time)
             self._counts.clear()
         self._past.add(window)
         self._counts.add(window)
         return time
+
+    def _go_on_in_other_windows(self, window: Window, time: int, *, whole: bool) -> None:
+        """Go on where windows have changed their length within an epoch, `time` timesteps after the change before.
+
+        The grid begins anew there, and back-propagation goes no further back; `whole`: no update is half done.
+        """
+        k1, history = self._grid.k1, self._history
+        if not (whole and isinstance(history, GridHistory) and history.go_on_from(time)):
+            raise ValueError(
+                f"windows changed to {window.num_steps} timesteps within an epoch, which goes on where an update ends, "
+                f"with a number for k2, fixed truncation and losses='new', and over an ss.Curriculum; got k1={k1}, "
+                f"k2={self._grid.k2}, a change after {time} timesteps: change it there, or at the start of an epoch"
+            )
+        self._fitted.fit(window.token.window, None)
+        self._past.clear()
+        self._counts.clear()
 
     def _update_on_grid(self, grid: Grid, windows: Iterable[Window]) -> Iterator[Update]:
         assert grid.k1 is not None
@@ -571,6 +592,8 @@ class TBPTT:
         timeline.token = unpack_token(state["token"])
         timeline.began = state["began"].cpu().numpy()
         self._history.load_state_dict(state["history"])
+        if timeline.token is not None and timeline.token.switches and isinstance(self._history, GridHistory):
+            self._history.stop_at_0()
         self._loaded_axes = next(
             (each["state"]["axes"] for each in state["history"]["kept"] if each["state"] is not None), None
         )

@@ -122,6 +122,10 @@ class GridHistory(History):
         self._kept: dict[int, Any] = {}
         # When every lane started anew with nothing before that matters: the start of the epoch.
         self._first = 0
+        #: Whether windows may change their length after an update: the state at its end is kept for that.
+        self.keep_ends = False
+        # Back-propagation goes no further back: what lies before has windows of another length.
+        self._floor: int | None = None
 
     @property
     def looks_past_resets(self) -> bool:  # type: ignore[override]
@@ -134,25 +138,44 @@ class GridHistory(History):
         if self.grid.k2 is None:
             return Start(time=reset)
         keep = self._keep(moment)
-        time = self.losses_since(moment) if self._to_grid else self.grid.start(moment.time)
+        time = self.losses_since(moment) if self._to_grid else self._grid_start(moment.time)
         if time <= (self._first if self._to_grid else reset):
             # Every lane whose loss counts starts at its reset.
             return Start(time=time if self._to_grid else reset, keep=keep)
         if time not in self._kept and self._reach is not None:
             # k2 has grown to before the states that are kept.
             time = min((each for each in self._kept if each > time), default=moment.time)
-        return Start(time=time, state=self._kept[time], keep=keep)
+        return Start(time=time, state=self._kept[time], keep=[each for each in keep if each > time])
+
+    def go_on_from(self, time: int) -> bool:
+        """Make a time, at which an update has ended, time 0, where windows of another length begin; whether it is done.
+
+        Back-propagation goes no further back than that.
+        """
+        if self.grid.k2 is None or self._to_grid or self._reach is not None or time not in self._kept:
+            return False
+        self._kept = {0: self._kept[time]}
+        self.stop_at_0()
+        return True
+
+    def stop_at_0(self) -> None:
+        """Back-propagation goes no further back than to time 0."""
+        self._floor = 0
 
     def losses_since(self, moment: Moment) -> int:
         """From when on losses count, where all since the start of back-propagation do: the same for all lanes."""
         return max(self._first, self.grid.start(moment.time))
+
+    def _grid_start(self, time: int) -> int:
+        start = self.grid.start(time)
+        return start if self._floor is None else max(start, self._floor)
 
     def _keep(self, moment: Moment) -> list[int]:
         # In the as-is split nothing goes on after the window.
         if moment.last or self.grid.k1 is None:
             return []
         if self._reach is None:
-            return [self.grid.start(moment.stop)]
+            return sorted({self._grid_start(moment.stop), *([moment.stop] if self.keep_ends else [])})
         first = Grid(k1=self.grid.k1, k2=self._reach).start(moment.stop)
         return list(range(max(first, 0), moment.stop + 1, self.grid.k1))
 
@@ -168,6 +191,7 @@ class GridHistory(History):
         """See `History`."""
         self._kept.clear()
         self._first = time
+        self._floor = None
 
     def state_dict(self, axes: Callable[[Any], Any], lanes: int) -> dict[str, Any]:
         """See `History`."""
@@ -177,3 +201,4 @@ class GridHistory(History):
         """See `History`."""
         self._kept = {each["time"]: states.unpack(each["state"]) for each in state["kept"]}
         self._first = 0
+        self._floor = None

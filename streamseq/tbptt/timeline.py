@@ -23,6 +23,8 @@ class Timeline:
         self.token: StateToken | None = None
         #: The newest window; None also after a resume.
         self.window: Window | None = None
+        #: When the newest window starts in the times of those before it, where it has another length; now that is 0.
+        self.changed_at: int | None = None
 
     def arrive(self, window: Window) -> tuple[int, bool, bool]:
         """Take a window up: check that it follows.
@@ -32,20 +34,17 @@ class Timeline:
 
         Raises:
             ContinuityError: It does not follow the window before on some lane.
-            ValueError: The stream was rewindowed in the middle of an epoch.
         """
         token = window.token
         anew = token.starts_anew
         all_anew = bool(anew.all())
         if not all_anew:
             check_follows(token, self.token)
-        if self.token is not None and token.switches != self.token.switches and not all_anew:
-            raise ValueError(
-                f"the stream was rewindowed: the windows before have {self.token.window} timesteps and other numbers, "
-                "and the grid of updates cannot go on across that: change the window at the start of an epoch "
-                "(set_epoch), or carry the state by hand with Carry"
-            )
         began = self._began_after()
+        self.changed_at = None
+        if self.token is not None and token.switches != self.token.switches and not all_anew:
+            self.changed_at = (self.token.step + 1 - self.origin) * int(self.token.num_steps)
+            began = began - self.changed_at
         self.origin = token.step if token.window is None else 0
         time = (token.step - self.origin) * window.num_steps
         if all_anew:

@@ -42,7 +42,7 @@ def test_one_value_is_the_same_for_all_and_quiet_says_nothing(run, store):
     options = ["--k1", "8", "--set", "learning-rate=1e-3", "--lanes", "2", "--updates", 2, *SMALL, "--quiet", "--json"]
     code, out, err = run("search", store, "--out", "out", *options)
     assert (code, err) == (0, "")
-    assert [trial["values"] for trial in json.loads(out)["trials"]] == [{"k1": 8, "k2": 8}, {"k1": 8, "k2": 16}]
+    assert [trial["values"] for trial in json.loads(out)["trials"]] == [{"k1": 8, "k2": 16}, {"k1": 8, "k2": 8}]
 
 
 @pytest.mark.parametrize(
