@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,9 @@ def search(
         click.echo(json.dumps(result.as_dict()))
     else:
         click.echo(str(result))
+        click.echo(
+            f"train on with its settings: {shlex.join(['streamseq', 'train', store, '--like', out, '--out', 'run'])}"
+        )
     sys.stdout.flush()
     write_into(result.out, quiet=quiet)
 

@@ -84,7 +84,7 @@ def create_tbptt_trainer(
         6
     """
     updates, random = PushedUpdates(tbptt, stream), _Random()
-    scaler = tbptt._scaler
+    scaler = tbptt.scaler
 
     def take(engine: Engine, window: Window) -> list[Update]:
         random.restore()

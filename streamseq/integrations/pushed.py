@@ -18,8 +18,6 @@ from streamseq.data.window import Window
 from streamseq.integrations.across_ranks import gather, of_this_rank
 from streamseq.tbptt.engine import TBPTT
 from streamseq.tbptt.past import KEPT_BYTES
-from streamseq.tbptt.policies import fit_grid
-from streamseq.tbptt.ranks import ranks_of
 from streamseq.tbptt.update import Update
 
 
@@ -51,9 +49,9 @@ class PushedUpdates:
     """
 
     def __init__(self, tbptt: TBPTT, stream: StreamDataset) -> None:
-        if stream.window is None and tbptt._accumulate > 1:
+        if stream.window is None and tbptt.accumulate > 1:
             raise ValueError(
-                f"updates of whole sequences cannot be put together here, got accumulate={tbptt._accumulate}: iterate "
+                f"updates of whole sequences cannot be put together here, got accumulate={tbptt.accumulate}: iterate "
                 "updates() of the engine yourself, or take accumulate=1"
             )
         self.tbptt = tbptt
@@ -90,7 +88,7 @@ class PushedUpdates:
             return
         self._first = None
         again.steps = range(first, step + 1)
-        if first and isinstance(self.tbptt._truncation, Adaptive):
+        if first and isinstance(self.tbptt.truncation, Adaptive):
             # What it measured holds: the epoch goes on.
             self.tbptt.load_state_dict(self.tbptt.state_dict())
         with _one_cohort_is_meant():
@@ -99,14 +97,13 @@ class PushedUpdates:
     def _completes(self, window: Window) -> bool:
         """Whether updates end with a window."""
         token, tbptt = window.token, self.tbptt
-        k1 = fit_grid(tbptt._truncation, tbptt._grid, token.window, self.stream.plan.longest).k1
+        k1 = tbptt.grid_of(token.window, self.stream.plan.longest).k1
         if k1 is None:
             several = len(token.lane) < self.stream.lanes
-            ranks = ranks_of(tbptt._wrapped, several=several, group=tbptt._process_group)
-            return ranks.everywhere(bool((token.final | token.idle).all()))
+            return tbptt.ranks_of(several=several).everywhere(bool((token.final | token.idle).all()))
         if token.window is None:
             return True
-        return (token.step + 1) * token.window % lcm(token.window, k1 * tbptt._accumulate) == 0
+        return (token.step + 1) * token.window % lcm(token.window, k1 * tbptt.accumulate) == 0
 
     def state_dict(self) -> dict[str, Any]:
         """What the next window goes on from, of all ranks, for `torch.load(weights_only=True)`.

@@ -163,8 +163,10 @@ class TBPTT:
         limit = None if memory is None else parse_bytes(memory)
         self._all_losses = losses == "window"
         self._cuts_at_resets = resets == "cut"
-        self._accumulate = accumulate
-        self._scaler = check_scaler(scaler)
+        #: Updates whose gradients are put together.
+        self.accumulate = accumulate
+        #: Scales losses before the backward pass; None: nothing does.
+        self.scaler = check_scaler(scaler)
         self._autocast = autocast
         self._wrapped = model
         self._process_group = process_group
@@ -183,10 +185,11 @@ class TBPTT:
         self._gradients = Gradients(None, self._ranks)
         self._past = Past(None)
         self._timeline = Timeline()
-        self._truncation: Truncation = Fixed() if truncation is None else truncation
-        measure = measurer(self._truncation, inner, loss, inputs, lane_axis, autocast)
+        #: How back-propagation is truncated.
+        self.truncation: Truncation = Fixed() if truncation is None else truncation
+        measure = measurer(self.truncation, inner, loss, inputs, lane_axis, autocast)
         self._history = make_history(
-            self._truncation, self._grid, all_losses=self._all_losses, model=self._model, measure=measure
+            self.truncation, self._grid, all_losses=self._all_losses, model=self._model, measure=measure
         )
         # The grid for the windows that there are.
         self._fitted = self._grid
@@ -204,6 +207,22 @@ class TBPTT:
     def influence(self) -> Influence | None:
         """What adaptive truncation measured last; None: nothing yet."""
         return self._history.influence if isinstance(self._history, AdaptiveHistory) else None
+
+    def grid_of(self, window: int | None, longest: int | None) -> Grid:
+        """The grid of updates for windows of a length.
+
+        Args:
+            window: Timesteps of a window; None where each sequence is one.
+            longest: Timesteps of the longest sequence; None where it is not known.
+
+        Raises:
+            ValueError: `k1` does not fit the windows.
+        """
+        return fit_grid(self.truncation, self._grid, window, longest)
+
+    def ranks_of(self, *, several: bool) -> Ranks:
+        """The processes that train together; `several`: whether windows have only some of the stream's lanes."""
+        return ranks_of(self._wrapped, several=several, group=self._process_group)
 
     def updates(self, source: Iterable[Window]) -> Iterator[Update]:
         """The updates of an epoch, each with its gradient added to the parameters' `.grad`.
@@ -229,9 +248,9 @@ class TBPTT:
         first = next(windows, None)
         if first is None:
             return
-        grid = fit_grid(self._truncation, self._grid, first.token.window, longest)
+        grid = self.grid_of(first.token.window, longest)
         # Random cuts let go of windows sooner or later, and until then they are kept.
-        fixed = isinstance(self._truncation, Fixed)
+        fixed = isinstance(self.truncation, Fixed)
         if fixed and grid.k2 is None and access is None and first.token.window is not None:
             raise ValueError(
                 f"k2=n reads windows again, and a {type(source).__name__} has no random access: pass a StreamDataset, "
@@ -278,7 +297,7 @@ class TBPTT:
                 "show: pass a StreamDataset, a StreamLoader or a list of windows"
             )
         first = source[0] if isinstance(source, list | tuple) else read(0)
-        grid = fit_grid(self._truncation, self._grid, first.token.window, longest_sequence(source))
+        grid = self.grid_of(first.token.window, longest_sequence(source))
         return self._budget.memory(source, first, grid, self._segment)
 
     def backward(self, window: Window) -> Update | None:
@@ -298,10 +317,10 @@ class TBPTT:
         token = window.token
         whole = token.segments is None and bool(token.starts_anew.all() and (token.final | token.idle).all())
         k1 = window.num_steps if self._grid.k1 is None and whole else self._grid.k1
-        if k1 != window.num_steps or (self._grid.k2 is None and not whole) or self._accumulate > 1:
+        if k1 != window.num_steps or (self._grid.k2 is None and not whole) or self.accumulate > 1:
             raise ValueError(
                 f"backward(window) makes one update of a window, got k1={self._grid.k1}, k2={self._grid.k2}, "
-                f"accumulate={self._accumulate} for {window.num_steps} timesteps: pass k1={window.num_steps}, a number "
+                f"accumulate={self.accumulate} for {window.num_steps} timesteps: pass k1={window.num_steps}, a number "
                 "for k2 and accumulate=1, or use updates()"
             )
         grid = Grid(k1=k1, k2=self._grid.k2)
@@ -327,8 +346,8 @@ class TBPTT:
         self._model.begin = self._burn_in.state
 
     def _begin(self, grid: Grid, access: Callable[[int], Window] | None, *, several: bool, clear: bool = True) -> None:
-        self._ranks = ranks_of(self._wrapped, several=several, group=self._process_group)
-        self._gradients = Gradients(self._parameters, self._ranks, self._accumulate)
+        self._ranks = self.ranks_of(several=several)
+        self._gradients = Gradients(self._parameters, self._ranks, self.accumulate)
         self._counts.ranks = self._ranks
         self._fitted = grid
         if isinstance(self._history, AdaptiveHistory):
@@ -462,7 +481,7 @@ class TBPTT:
             resets=self._cuts_at_resets,
             full=self._ranks.alone and number == window.num_lanes * (moment.stop - new),
         )
-        scale = None if self._scaler is None else self._scaler.scale
+        scale = None if self.scaler is None else self.scaler.scale
         done = Boundaries(self._spill, self._boundary_memory)
         sweep = Sweep(self._model, self._replay, self._past, start.state, course, scale, done)
         cut = partial(cut_stretches, window=window.num_steps, origin=self._timeline.origin, borders=borders)
@@ -517,14 +536,14 @@ class TBPTT:
             settings = {
                 **self._settings(),
                 "segment": self._segment,
-                "accumulate": self._accumulate,
+                "accumulate": self.accumulate,
                 "burn_in": self._burn_in_timesteps,
                 "autocast": str(self._autocast),
-                "scale": None if self._scaler is None else self._scaler.get_scale(),
+                "scale": None if self.scaler is None else self.scaler.get_scale(),
             }
             records = begin_records(self._spill_to, window.token, settings, self._parameters, self._replay)
             spill = self._lasting = records.spill
-        scale = None if self._scaler is None else self._scaler.scale
+        scale = None if self.scaler is None else self.scaler.scale
         done = Boundaries(spill, self._boundary_memory)
         course = Course(resets=self._cuts_at_resets)
         return Sweep(self._model, self._replay, self._past, None, course, scale, done, records)
@@ -557,7 +576,7 @@ class TBPTT:
 
     def _settings(self) -> dict[str, Any]:
         losses = "window" if self._all_losses else "new"
-        return {"k1": self._grid.k1, "k2": self._grid.k2, "losses": losses, "truncation": repr(self._truncation)}
+        return {"k1": self._grid.k1, "k2": self._grid.k2, "losses": losses, "truncation": repr(self.truncation)}
 
     def _lane_axes_of(self, state: Any) -> list[int | None] | None:
         """The lane axis of each leaf of a state, None where they cannot be told."""

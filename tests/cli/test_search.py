@@ -27,6 +27,7 @@ def test_it_prints_a_table_and_goes_on_with_what_is_there(run, store):
     assert lines[0].split() == ["trial", "k1", "k2", "held-out", "loss", "seconds", "peak", "MiB"]
     assert {tuple(line.split()[1:3]) for line in lines[1:5]} == {("8", "8"), ("8", "16"), ("16", "16"), ("16", "32")}
     assert lines[5].startswith("4 of 4 trials, each with 3 updates; the best one's checkpoint is ")
+    assert lines[6] == f"train on with its settings: streamseq train {store} --like out --out run"
     assert err.splitlines()[0] == "search: 4 candidates"
     assert err.count("trial ") == 4
     code, again, err = run(*command, "--json")
